@@ -1,0 +1,117 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"skerry.internal/messages"
+	"skerry.internal/node-engine/internal/driver"
+)
+
+const (
+	askWait  = 3 * time.Second  // for one technology to answer; a registration has 10 s for everything
+	askSoon  = 2 * time.Second  // between questions to a technology that has not answered yet
+	askLater = 30 * time.Second // the same, once that has gone on for a minute
+	askAgain = 5 * time.Minute  // between questions to one that has: its version and runtimes change with an upgrade
+	soonFor  = time.Minute
+)
+
+// informer is what a driver offers that knows its technology's version.
+type informer interface {
+	Info(ctx context.Context) (messages.TechnologyInfo, error)
+}
+
+// offers knows which technologies answer on this node. One that has answered stays offered: while it is down its instances say so,
+// and to take the offer back would have them placed elsewhere at every restart of dockerd.
+type offers struct {
+	drivers map[messages.Technology]driver.Driver
+
+	mu    sync.Mutex // guards what follows
+	known map[messages.Technology]messages.TechnologyInfo
+	told  []messages.TechnologyInfo // nil until the first registration
+}
+
+func newOffers(drivers map[messages.Technology]driver.Driver) *offers {
+	return &offers{drivers: drivers, known: make(map[messages.Technology]messages.TechnologyInfo)}
+}
+
+// ask returns what answers now, or has before, and remembers it as told to the manager.
+func (o *offers) ask(ctx context.Context) []messages.TechnologyInfo {
+	o.look(ctx)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.told = o.listLocked()
+	return append([]messages.TechnologyInfo{}, o.told...)
+}
+
+// look asks every technology.
+func (o *offers) look(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, askWait)
+	defer cancel()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for name, d := range o.drivers {
+		wg.Go(func() {
+			info := messages.TechnologyInfo{Name: name}
+			if i, ok := d.(informer); ok {
+				var err error
+				if info, err = i.Info(ctx); err != nil {
+					return
+				}
+			}
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			o.known[name] = info
+		})
+	}
+}
+
+func (o *offers) listLocked() []messages.TechnologyInfo {
+	list := make([]messages.TechnologyInfo, 0, len(o.known))
+	for _, info := range o.known {
+		list = append(list, info)
+	}
+	slices.SortFunc(list, func(a, b messages.TechnologyInfo) int { return cmp.Compare(a.Name, b.Name) })
+	return list
+}
+
+// changed reports whether the manager has to be told of something that it was not told at the registration, and how many technologies do not answer yet.
+func (o *offers) changed() (news bool, missing int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	list := o.listLocked()
+	return o.told != nil && !reflect.DeepEqual(list, o.told), len(o.drivers) - len(o.known)
+}
+
+// watch calls news when a technology begins to answer or changes, until ctx ends.
+func (o *offers) watch(ctx context.Context, log *slog.Logger, news func()) error {
+	start, said := time.Now(), false
+	for {
+		o.look(ctx)
+		changed, missing := o.changed()
+		if changed {
+			news()
+		}
+		if missing > 0 && !said && ctx.Err() == nil {
+			log.Warn("a technology does not answer; it is asked again until it does", "missing", missing)
+			said = true
+		}
+		wait := askAgain
+		if missing > 0 {
+			wait = askSoon
+			if time.Since(start) > soonFor {
+				wait = askLater
+			}
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

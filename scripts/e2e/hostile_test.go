@@ -1,0 +1,444 @@
+package e2e
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	mqtt "github.com/eclipse/paho.mqtt.golang"
+	"github.com/gorilla/websocket"
+	"golang.org/x/sys/unix"
+
+	"skerry.internal/messages"
+)
+
+const (
+	// tripFloor is the p99 that a well-behaved client is granted whatever it had before: a manager that shares two cores with those
+	// who attack it waits its turn for tens of milliseconds without any fault of its own. A stall that this test looks for (a lock
+	// held during a write, a queue behind a slow reader) takes seconds.
+	tripFloor = 250 * time.Millisecond
+	// managerMemory bounds what a manager under all of these attacks ever held, in KiB: 10,000 connections of HTTP and MQTT at some
+	// 10 KiB each, a slow consumer's 8 MiB, and as much again for the garbage collector.
+	managerMemory = 256 << 10
+	halfOpen      = 10_000
+)
+
+// witness is a well-behaved client: it asks for what is refused and waits for the answer, which every part of the manager but the
+// disk has a hand in.
+type witness struct {
+	l       *lab
+	client  mqtt.Client
+	answers chan string
+	n       int
+}
+
+func newWitness(l *lab) *witness {
+	l.t.Helper()
+	w := &witness{l: l, answers: make(chan string, 16)}
+	w.client = dial(l, "witness", nil)
+	token := w.client.Subscribe("control/results/+", 1, func(_ mqtt.Client, m mqtt.Message) {
+		if id := strings.TrimPrefix(m.Topic(), "control/results/"); strings.HasPrefix(id, "witness") {
+			w.answers <- id
+		}
+	})
+	if token.Wait(); token.Error() != nil {
+		l.t.Fatal(token.Error())
+	}
+	return w
+}
+
+// dial connects a client that does not come back.
+func dial(l *lab, id string, set func(*mqtt.ClientOptions)) mqtt.Client {
+	l.t.Helper()
+	opts := mqtt.NewClientOptions().AddBroker("tcp://" + l.mqtt).SetClientID(id).SetAutoReconnect(false).SetWriteTimeout(10 * time.Second)
+	if set != nil {
+		set(opts)
+	}
+	c := mqtt.NewClient(opts)
+	var err error
+	l.eventually(id+" is connected", func() bool {
+		token := c.Connect()
+		token.Wait()
+		err = token.Error()
+		return err == nil
+	})
+	l.t.Cleanup(func() { c.Disconnect(0) })
+	return c
+}
+
+// trip returns how long one command and its answer took.
+func (w *witness) trip() (time.Duration, error) {
+	w.n++
+	id := fmt.Sprintf("witness%d", w.n)
+	start := time.Now()
+	w.client.Publish("control/delete", 1, false, `{"command":"delete","job":{"name":"no-such-job"},"request_id":"`+id+`"}`)
+	for late := time.After(soon); ; {
+		select {
+		case got := <-w.answers:
+			if got == id {
+				return time.Since(start), nil
+			}
+		case <-late:
+			return 0, fmt.Errorf("%s was not answered within %s", id, soon)
+		}
+	}
+}
+
+// during measures until attack has ended, and 200 times at least.
+func (w *witness) during(attack func()) time.Duration {
+	w.l.t.Helper()
+	over := make(chan struct{})
+	go func() { defer close(over); attack() }()
+	defer func() { <-over }()
+	var all []time.Duration
+	for {
+		d, err := w.trip()
+		if err != nil {
+			w.l.t.Error(err)
+			return soon
+		}
+		all = append(all, d)
+		select {
+		case <-over:
+			if len(all) >= 200 {
+				slices.Sort(all)
+				return all[len(all)*99/100]
+			}
+		default:
+		}
+	}
+}
+
+// Whatever anybody sends to a manager, it does not crash, serves the others, and holds no more memory than stated.
+func TestHostileClients(t *testing.T) {
+	l := newLab(t)
+	raiseFiles(t, l.manager)
+	a := l.node("a")
+	l.do(deployCommand(app("web", 1, nil)))
+	before := l.lives(a)
+	w := newWitness(l)
+	w.during(func() {}) // warm
+	calm := w.during(func() {})
+	limit := max(3*calm, tripFloor)
+	t.Logf("calm: p99 %s, so at most %s", calm, limit)
+	h := &hostile{lab: l}
+	for _, attack := range []struct {
+		name string
+		run  func()
+	}{
+		{"payloads as an operator", h.operator}, {"payloads as a node", h.node}, {"packets over tcp", h.packets}, {"packets over websocket", h.webSocket},
+		{"http, registrations, slow headers", func() {
+			var wg sync.WaitGroup
+			wg.Go(h.slowHeaders) // takes the ten seconds that a header may
+			h.http()
+			h.registrations()
+			wg.Wait()
+		}}, {"half-open connections", h.halfOpen}, {"a subscriber that never reads", h.neverReads},
+		{"a client that publishes as fast as it can", h.flood},
+	} {
+		start := time.Now()
+		p99 := w.during(attack.run)
+		t.Logf("%s, %s: p99 %s, memory %d MiB at most so far", attack.name, time.Since(start).Round(100*time.Millisecond), p99, peakKiB(t, l.manager)>>10)
+		if p99 > limit {
+			t.Errorf("%s: p99 of the others is %s, at most %s", attack.name, p99, limit)
+		}
+	}
+	unhurt(t, l.manager)
+	unhurt(t, l.nodes[a])
+	if peak := peakKiB(t, l.manager); peak > managerMemory {
+		t.Errorf("the manager held %d KiB, at most %d", peak, managerMemory)
+	}
+	if after := l.lives(a); after["web.0.0"] != before["web.0.0"] {
+		t.Errorf("before %v, after %v", before, after)
+	}
+	l.eventually("the connections are given back", func() bool { return openFiles(t, l.manager) < 100 })
+	l.do(messages.Command{Command: messages.Delete, Job: messages.Job{Name: "web"}})
+}
+
+// unhurt reports a program that has ended or survived a panic.
+func unhurt(t *testing.T, p *process) {
+	t.Helper()
+	select {
+	case <-p.ended:
+		t.Errorf("%s has ended: %s", p.cmd.Path, p.cmd.ProcessState)
+	default:
+	}
+	text, err := os.ReadFile(p.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range bytes.Lines(text) {
+		if bytes.Contains(line, []byte("panic")) || bytes.Contains(line, []byte("goroutine ")) {
+			t.Errorf("%s: %.400s", p.cmd.Path, line)
+		}
+	}
+}
+
+// raiseFiles lets a program have as many descriptors as may be.
+func raiseFiles(t *testing.T, p *process) {
+	t.Helper()
+	var own unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &own); err != nil {
+		t.Fatal(err)
+	}
+	own.Cur = own.Max
+	if err := unix.Prlimit(p.cmd.Process.Pid, unix.RLIMIT_NOFILE, &own, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &own); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// peakKiB returns the most memory that a program ever held.
+func peakKiB(t *testing.T, p *process) int {
+	t.Helper()
+	return statusKiB(t, p, "VmHWM:")
+}
+
+func statusKiB(t *testing.T, p *process, field string) int {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, field); ok {
+			n, err := strconv.Atoi(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+	}
+	t.Fatalf("no %s", field)
+	return 0
+}
+
+func openFiles(t *testing.T, p *process) int {
+	t.Helper()
+	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(files)
+}
+
+// hostile is somebody who means harm, or knows no better.
+type hostile struct{ *lab }
+
+// wrong are values that no field has.
+var wrong = []any{nil, true, -1, 1.5, 1e308, "", "x y/#\x00", strings.Repeat("long", 10_000), []any{}, []any{[]any{nil}}, map[string]any{},
+	map[string]any{"x": map[string]any{}}}
+
+// spoil returns payloads that go wrong where a valid one does not: no JSON, JSON of another shape, every field of another type.
+func spoil(valid any) [][]byte {
+	b := messages.Encode(valid)
+	out := [][]byte{
+		nil, {0}, []byte("null"), []byte("[]"), []byte("{}"), []byte("0"), []byte(`""`), []byte("{"), {0xff, 0xfe}, []byte("\xef\xbb\xbf{}"),
+		bytes.Repeat([]byte("["), 100_000), bytes.Repeat([]byte(`{"job":`), 30_000), bytes.Repeat([]byte{0}, 200_000),
+		append([]byte(`{"x":`), append(bytes.Repeat([]byte("[{\"\":"), 20_000), b...)...),
+		append(bytes.Clone(b), b...), bytes.ReplaceAll(b, []byte(`":"`), []byte("\":\"\xff\xc0")), bytes.ReplaceAll(b, []byte(`":"`), []byte(`":"\ud800`)),
+		append(bytes.Repeat([]byte(" "), messages.MaxPayload), b...),
+		[]byte(`{"x":"` + strings.Repeat("y", messages.MaxFromManager) + `"}`),
+		[]byte(`{"seq":1e999,"rev":-1,"job":{"replicas":1e99},"at":"never"}`),
+	}
+	for i := range 16 {
+		out = append(out, b[:len(b)*i/16])
+	}
+	var root any
+	if err := json.Unmarshal(b, &root); err != nil {
+		panic(err)
+	}
+	replaceEach(root, func(any) {}, func() { out = append(out, messages.Encode(root)) })
+	return out
+}
+
+// replaceEach puts every wrong value in the place of v and of everything in it, one at a time.
+func replaceEach(v any, put func(any), emit func()) {
+	for _, bad := range wrong {
+		put(bad)
+		emit()
+	}
+	put(v)
+	switch v := v.(type) {
+	case map[string]any:
+		for _, k := range slices.Sorted(maps.Keys(v)) {
+			replaceEach(v[k], func(x any) { v[k] = x }, emit)
+		}
+	case []any:
+		for i := range v {
+			replaceEach(v[i], func(x any) { v[i] = x }, emit)
+		}
+	}
+}
+
+// publishAll publishes every payload to every topic, and connects again where that costs it its connection.
+func (h *hostile) publishAll(id string, topics []string, payloads [][]byte, set func(*mqtt.ClientOptions)) {
+	c := dial(h.lab, id, set)
+	for _, topic := range topics {
+		for i, payload := range payloads {
+			if !c.IsConnectionOpen() {
+				c = dial(h.lab, id, set)
+			}
+			token := c.Publish(topic, byte(i%3), i%5 == 0, payload)
+			if i%64 == 0 {
+				token.WaitTimeout(time.Second)
+			}
+		}
+		if token := c.Subscribe("$SYS/end", 0, nil); !token.WaitTimeout(soon) && c.IsConnectionOpen() {
+			h.t.Errorf("%s: the broker does not answer after payloads to %s", id, topic)
+		}
+	}
+	c.Disconnect(0)
+}
+
+func (h *hostile) operator() {
+	j := app("hostile", 1, map[string]string{"A": "b"})
+	j.Constraints = messages.Constraints{Labels: map[string]string{"there": "is none"}}
+	j.Volumes = []messages.Volume{{Source: "data", Target: "/data"}}
+	j.Devices = []messages.Device{{Host: "/dev/null"}}
+	j.Resources = messages.Resources{CPUs: 0.1, MemoryMB: 64}
+	j.Args, j.ID = []string{"x"}, messages.NumberID(7)
+	for _, verb := range messages.Verbs() {
+		cmd := messages.Command{Command: verb, Job: j, Cluster: []string{"lab"}, RequestID: "hostile"}
+		h.publishAll("hostile-operator", []string{"control/" + string(verb)}, spoil(cmd), nil)
+	}
+	h.eventually("hundreds of refusals that say why", func() bool { return len(h.resultsOf("hostile")) > 500 })
+	a := "nodes/" + string(h.id("a"))
+	status := messages.InstanceStatus{Instance: "web.0.0", Job: "web", State: messages.FailedState, Seq: 1 << 60}
+	others := []string{"jobs/web/status", a + "/status", "cluster/status", "events/x", "control/results/hostile", a + "/presence", a + "/job", a + "/control/delete",
+		a + "/control/sync", a + "/net/config", a + "/information", "$SYS/broker/x", "no/topic", "nodes/" + strings.Repeat("x", 1000) + "/job"}
+	h.publishAll("hostile-operator", others, append(spoil(status), messages.Encode(messages.Assignment{Instance: "web.0.0", Rev: 1 << 60, Epoch: 1 << 60}))[:60], nil)
+	h.publishAll("hostile-operator", []string{a + "/control/logs"}, spoil(messages.LogsRequest{Instance: "web.0.0", RequestID: "logs", Tail: 1}), nil)
+}
+
+// node speaks with the password of a node that has registered in good order.
+func (h *hostile) node() {
+	id := h.id("bad")
+	_, key, _ := ed25519.GenerateKey(nil)
+	welcome, err := h.register(messages.NodeInfo{Name: id, Technologies: []messages.TechnologyInfo{{Name: messages.Docker}}, CPU: messages.CPUInfo{Cores: 1 << 10}, MemoryMB: 1 << 20}, key)
+	if err != nil {
+		h.t.Error(err)
+		return
+	}
+	set := func(o *mqtt.ClientOptions) {
+		o.SetUsername(welcome.Username).SetPassword(welcome.Password).SetBinaryWill("nodes/"+string(id)+"/presence", []byte("\xff not json"), 1, true)
+	}
+	own := "nodes/" + string(id)
+	client := "node-" + string(id)
+	h.publishAll(client, []string{own + "/presence"}, spoil(messages.Presence{Online: true, BootID: "b", Epoch: 1, Rev: 1, Digest: "d"}), set)
+	status := messages.InstanceStatus{Instance: "web.0.0", Job: "web", Rev: 1, Attempt: 1, Seq: 1, State: messages.Running, Healthy: true, Reason: "r", Address: "1.2.3.4",
+		Ports: []messages.Port{{Host: 1, Container: 1, Protocol: "tcp"}}, Progress: &messages.Progress{DoneBytes: 1}, StartedAt: messages.At(time.Now()), ImageID: "i", Workload: "w"}
+	h.publishAll(client, []string{own + "/job"}, spoil(status), set)
+	h.publishAll(client, []string{own + "/information"}, spoil(messages.Telemetry{CPU: messages.CPUUse{PerCore: []float64{1}}, Instances: []messages.InstanceUse{{Instance: "web.0.0"}}}), set)
+	h.publishAll(client, []string{own + "/net/endpoints", own + "/logs/web.0.0", own + "/control/sync", "nodes/" + string(h.id("a")) + "/job", "control/delete"},
+		spoil(messages.LogChunk{RequestID: "r", Instance: "web.0.0", Text: "t"}), set)
+}
+
+// register introduces a node as an Engine.IO 4 client does.
+func (l *lab) register(info messages.NodeInfo, key ed25519.PrivateKey) (messages.Welcome, error) {
+	var w messages.Welcome
+	ws, _, err := websocket.DefaultDialer.Dial("ws://"+l.http+"/socket.io/?EIO=4&transport=websocket", nil)
+	if err != nil {
+		return w, err
+	}
+	defer ws.Close()
+	_ = ws.SetReadDeadline(time.Now().Add(soon))
+	if err := ws.WriteMessage(websocket.TextMessage, []byte("40/init,")); err != nil {
+		return w, err
+	}
+	for {
+		_, packet, err := ws.ReadMessage()
+		if err != nil {
+			return w, err
+		}
+		body, _ := bytes.CutPrefix(packet, []byte("42/init,"))
+		switch {
+		case bytes.HasPrefix(body, []byte(`["sc1",`)):
+			var hello messages.Hello
+			if err := json.Unmarshal(body, &[]any{new(string), &hello}); err != nil {
+				return w, err
+			}
+			info.Key, info.Proof, info.Protocol = publicKey(key), messages.Prove(key, hello), messages.Protocol
+			err = ws.WriteMessage(websocket.TextMessage, fmt.Appendf(nil, `42/init,["cs1",%s]`, messages.Encode(info)))
+		case bytes.HasPrefix(body, []byte(`["sc2",`)):
+			return w, json.Unmarshal(body, &[]any{new(string), &w})
+		case bytes.HasPrefix(body, []byte(`["refused",`)):
+			return w, fmt.Errorf("refused: %s", body)
+		}
+		if err != nil {
+			return w, err
+		}
+	}
+}
+
+// neverReads subscribes to everything and lets it lie, while a node says much.
+func (h *hostile) neverReads() {
+	before := openFiles(h.t, h.manager)
+	for i := range 4 {
+		conn, err := net.Dial("tcp", h.mqtt)
+		if err != nil {
+			h.t.Error(err)
+			return
+		}
+		defer conn.Close()
+		_, _ = conn.Write(connectPacket(4, fmt.Sprintf("deaf%d", i), "", ""))
+		_, _ = conn.Write(mqttPacket(0x82, []byte{0, 1, 0, 1, '#', 1}))
+	}
+	_, key, _ := ed25519.GenerateKey(nil)
+	id := h.id("noisy")
+	welcome, err := h.register(messages.NodeInfo{Name: id}, key)
+	if err != nil {
+		h.t.Error(err)
+		return
+	}
+	h.burst(2*time.Second, connectPacket(4, "node-"+string(id), welcome.Username, welcome.Password), "nodes/"+string(id)+"/logs/web.0.0", 32<<10, 1)
+	h.eventually("those who never read are given up", func() bool { return openFiles(h.t, h.manager) <= before })
+}
+
+func (h *hostile) flood() {
+	topic := "nodes/" + string(h.id("a")) + "/control/logs" // an operator may say it, so it reaches the node
+	var wg sync.WaitGroup
+	for i := range 2 {
+		wg.Go(func() { h.burst(3*time.Second, connectPacket(4, fmt.Sprintf("burst%d", i), "", ""), topic, 64, 0) })
+	}
+	wg.Wait()
+}
+
+// burst publishes as fast as the connection takes it.
+func (h *hostile) burst(d time.Duration, connect []byte, topic string, size int, qos byte) {
+	conn, err := net.Dial("tcp", h.mqtt)
+	if err != nil {
+		h.t.Error(err)
+		return
+	}
+	heard := make(chan struct{})
+	go func() { defer close(heard); drain(conn) }()
+	defer func() { conn.Close(); <-heard }()
+	_, _ = conn.Write(connect)
+	var frames []byte
+	for range 64 {
+		frames = append(frames, publishPacket(topic, qos, bytes.Repeat([]byte{'x'}, size-rand.N(size/2)))...)
+	}
+	sent := 0
+	for end := time.Now().Add(d); time.Now().Before(end); sent += 64 {
+		_ = conn.SetWriteDeadline(time.Now().Add(soon))
+		if _, err := conn.Write(frames); err != nil {
+			h.t.Errorf("after %d messages: %v", sent, err)
+			return
+		}
+	}
+	h.t.Logf("%d messages of %d bytes at most, QoS %d", sent, size, qos)
+}

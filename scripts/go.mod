@@ -1,0 +1,3 @@
+module skerry.internal/scripts
+
+go 1.26.0
