@@ -18,7 +18,10 @@ const greeting = "please send your node info"
 // maxBacklog bounds the packets that a registration takes, among them those it ignores.
 const maxBacklog = 64
 
-var errGone = errors.New("the node left")
+var (
+	errGone   = errors.New("the node left")
+	errSilent = errors.New("no answer to sc1 yet")
+)
 
 // link is one Engine.IO connection that carries Socket.IO packets.
 type link interface {
@@ -39,6 +42,7 @@ type registration struct {
 	nonce    string
 	deadline time.Time // of the introduction
 	joined   bool      // the client connected /init
+	again    time.Time // when sc1 is said once more; zero: before the first time and after the second
 	taken    int
 	last     packet // the last word, once there is one
 	refused  bool
@@ -85,11 +89,15 @@ func timedOut(cfg Config) *messages.Refusal {
 	}
 }
 
-// nodeInfo waits for cs1 and connects the namespaces that the client asks for.
+// nodeInfo waits for cs1 and connects the namespaces that the client asks for. A client that is silent is asked twice: python-socketio
+// handles each packet in a thread of its own, and where sc1 overtakes the connection of the namespace its answer is lost.
 func (g *registration) nodeInfo(ctx context.Context) (packet, error) {
 	for {
-		p, err := g.next(ctx)
+		p, err := g.nextOrAgain(ctx)
 		switch {
+		case errors.Is(err, errSilent):
+			g.again = time.Time{}
+			err = g.hello()
 		case errors.Is(err, errPacket) && g.joined:
 			return packet{}, badPayload(err)
 		case err != nil:
@@ -115,6 +123,20 @@ func (g *registration) isNodeInfo(p packet) bool {
 	}
 	name, _, err := p.event()
 	return err != nil || name == messages.NodeInfoEvent
+}
+
+// nextOrAgain is next, or errSilent when it is time to say sc1 once more.
+func (g *registration) nextOrAgain(ctx context.Context) (packet, error) {
+	if g.again.IsZero() {
+		return g.next(ctx)
+	}
+	until, cancel := context.WithDeadline(ctx, g.again)
+	defer cancel()
+	p, err := g.next(until)
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		err = errSilent
+	}
+	return p, err
 }
 
 func (g *registration) next(ctx context.Context) (packet, error) {
@@ -148,6 +170,12 @@ func (g *registration) connect(p packet) error {
 	if err := g.write(reply); err != nil {
 		return err
 	}
+	g.again = time.Now().Add(g.server.cfg.Timeout / 3)
+	return g.hello()
+}
+
+// hello asks for cs1.
+func (g *registration) hello() error {
 	hello := messages.Hello{HelloEdge: greeting, Cluster: g.server.cfg.Cluster, Protocol: messages.Protocol, Nonce: g.nonce}
 	return g.write(newEvent(messages.Namespace, messages.HelloEvent, messages.Encode(hello)))
 }

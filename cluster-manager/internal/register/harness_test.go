@@ -216,6 +216,9 @@ func runClient(t *testing.T, o options, env []string, program, script string) []
 	if err != nil {
 		t.Fatalf("%s: %v\n%s%s", script, err, out, errs.Bytes())
 	}
+	if errs.Len() > 0 {
+		t.Logf("%s: %s", script, errs.Bytes())
+	}
 	var results []result
 	for line := range bytes.Lines(out) {
 		var r result

@@ -5,6 +5,7 @@
 //	                     │             └───────────┴──▶ refused ──────────────▲
 //	                     └── Config.Timeout ──▶ refused ──────────────────────┘
 //
+// A node that has not answered sc1 within a third of the Timeout is asked once more; a second cs1 does no harm, see below.
 // A connection that never asks for /init is dropped at the Timeout without a word. A polling client may fetch the last word until
 // then, and for Linger at least. After that the manager waits up to Linger for the client to close, then disconnects the namespace
 // (a Socket.IO client does not come back by itself after that), and after up to another Linger closes. A second cs1 in that time

@@ -1,6 +1,7 @@
 package register
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -30,5 +31,29 @@ func TestLatePoll(t *testing.T) {
 	<-late.C
 	if status, body := request(t, http.MethodGet, address, ""); status != http.StatusOK || !strings.Contains(body, `["sc2",{"id":"a"`) {
 		t.Errorf("got %d %s", status, body)
+	}
+}
+
+// TestAskedAgain answers sc1 the second time only, as a client does whose handler had no namespace yet, and asks not more than twice.
+func TestAskedAgain(t *testing.T) {
+	for _, revision := range []int{3, 4} {
+		t.Run(fmt.Sprintf("revision %d", revision), func(t *testing.T) {
+			b := serve(t, Config{Timeout: 3 * time.Second})
+			r := dial(t, b, revision)
+			first := r.joined()
+			again, err := parseHello(r.want(`42/init,["sc1",`))
+			if err != nil || again != first {
+				t.Fatalf("got %+v, %v, want %+v again", again, err, first)
+			}
+			r.send(`42/init,["cs1",` + info("a", again, newKey(t)) + `]`)
+			r.want(`42/init,["sc2",{"id":"a"`)
+
+			r = dial(t, b, revision)
+			r.joined()
+			r.want(`42/init,["sc1",`)
+			if next := r.want("42/init,"); !strings.Contains(next, `"timeout"`) {
+				t.Errorf("got %s, want the end of the time", next)
+			}
+		})
 	}
 }

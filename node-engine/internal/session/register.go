@@ -87,9 +87,13 @@ func (s *Session) sign(info *messages.NodeInfo, hello messages.Hello) {
 // payload is what crosses the wire at a registration.
 type payload interface{ Validate() error }
 
-// expect reads the event that has to come now into v. A refusal is returned as the error that it is.
+// expect reads the event that has to come now into v. A refusal is returned as the error that it is. A manager that has waited for long
+// says sc1 twice; the second one is answered already.
 func expect(conn initConn, event string, v payload) error {
 	name, arg, err := conn.next()
+	if name == messages.HelloEvent && event != messages.HelloEvent && err == nil {
+		name, arg, err = conn.next()
+	}
 	if err != nil {
 		return fmt.Errorf("wait for %s: %w", event, err)
 	}

@@ -139,6 +139,14 @@ func TestRegistrationAcceptsHelloBeforeItsNamespaceAndNoiseBetween(t *testing.T)
 	}
 }
 
+func TestRegistrationAcceptsASecondHello(t *testing.T) {
+	hello := `42/init,["sc1",{"cluster":"lab","protocol":1,"nonce":"n"}]`
+	url := rawManager(t, goodOpen, "40/init,", hello, hello, `42/init,["sc2",{"id":"n1","cluster":"lab","brokers":["tcp://:1"]}]`)
+	if a, err := newNode(t, url, nil).register(t.Context()); err != nil || a.ID != "n1" {
+		t.Errorf("got %+v, %v", a, err)
+	}
+}
+
 // silentListener accepts connections and says nothing.
 func silentListener(t *testing.T) string {
 	t.Helper()
