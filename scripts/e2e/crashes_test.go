@@ -33,12 +33,11 @@ import (
 var victims = [][]string{{"manager"}, {"engine"}, {"dockerd"}, {"app"}, {"manager", "engine"}, {"manager", "dockerd"}, {"manager", "app"},
 	{"engine", "dockerd"}, {"engine", "app"}, {"dockerd", "app"}}
 
-// converges is how long after the last restart every command is acknowledged, and how long after the last acknowledgement everything is as it shall be.
-// Most of the latter is Docker's own work for a dozen containers; on a machine where Docker is slow the limit is ours more than Docker by itself takes,
-// just then, to start as many at once, but never more than drudges.
+// converges is how long after the last restart every command shall be acknowledged, and how long after the last acknowledgement everything shall be
+// as commanded. Most of the latter is Docker's own work for a dozen containers, so that a round that takes longer does not fail by that: it is told
+// with what Docker takes by itself, just then, to start as many at once, and counted at the end. What is not there after drudges never comes.
 const (
 	converges = 5 * time.Second
-	ours      = 3 * time.Second
 	drudges   = 30 * time.Second
 )
 
@@ -49,6 +48,7 @@ type crashes struct {
 	engine *exec.Cmd  // the Docker engine
 	rng    *rand.Rand // the story: what is killed when; the kernel's scheduling is not in it
 	took   []time.Duration
+	slow   []float64 // of the rounds that took longer than converges: how often Docker's own time
 
 	mu       sync.Mutex                   // guards what follows
 	want     map[messages.JobName]desired // as acknowledged
@@ -117,7 +117,8 @@ func TestCrashRounds(t *testing.T) {
 		}
 	}
 	slices.Sort(c.took)
-	t.Logf("%d rounds, converged after the last acknowledgement: median %s, longest %s", len(c.took), c.took[len(c.took)/2], c.took[len(c.took)-1])
+	t.Logf("%d rounds, converged after the last acknowledgement: median %s, longest %s; %d took longer than %s, %.2f times as long as Docker alone",
+		len(c.took), c.took[len(c.took)/2], c.took[len(c.took)-1], len(c.slow), converges, c.slow)
 }
 
 // networkOf are an engine's flags: one node is in the overlay, with two containers an instance, the other one has Docker's own network.
@@ -417,8 +418,8 @@ func (c *crashes) converge(since time.Time) {
 	c.t.Helper()
 	var late []string // what was wrong when the time was up
 	for wrong := c.wrong(); len(wrong) > 0; wrong = c.wrong() {
-		if time.Since(since) > soon {
-			c.errorf("not converged after %s: %s", soon, strings.Join(wrong, "; "))
+		if time.Since(since) > drudges {
+			c.errorf("not converged after %s: %s", drudges, strings.Join(wrong, "; "))
 			c.t.FailNow()
 		}
 		if late == nil && time.Since(since) > converges {
@@ -435,10 +436,8 @@ func (c *crashes) converge(since time.Time) {
 	if took > converges {
 		n := c.started(since)
 		floor := c.floor(n)
+		c.slow = append(c.slow, took.Seconds()/floor.Seconds())
 		c.t.Logf("converged after %s; Docker alone starts %d containers at once in %s; after %s there was: %s", took, n, floor, converges, strings.Join(late, "; "))
-		if limit := min(max(converges, floor+ours), drudges); took > limit {
-			c.errorf("converged after %s, %s at most", took, limit)
-		}
 	}
 }
 
