@@ -151,9 +151,13 @@ func mix(a, b uint64) uint64 {
 	return hi ^ lo
 }
 
-// base is the part of a hash that is the same inside and on the wire, but for ports that were changed; it chooses the shard.
+// golden is an odd number without a pattern in its bits.
+const golden = 0x9e3779b97f4a7c15
+
+// base is the part of a hash that is the same inside and on the wire, but for ports that were changed; it chooses the shard. It mixes twice: after once
+// the ports that a client takes one after the other are evenly spaced, and for one seed in 64 they all come into a few shards.
 func (t *flows) base(local addr, lport, sport uint16, proto uint8) uint64 {
-	return mix(local.lo^t.seed[0], local.hi^t.seed[1]^uint64(lport)<<48^uint64(sport)<<32^uint64(proto)<<24)
+	return mix(mix(local.lo^t.seed[0], local.hi^t.seed[1]^uint64(lport)<<48^uint64(sport)<<32^uint64(proto)<<24), golden)
 }
 
 func (t *flows) full(base uint64, peer addr) uint64 { return mix(base^peer.lo, peer.hi^t.seed[2]) }

@@ -67,7 +67,7 @@ func TestFlowMemoryIsFull(t *testing.T) {
 	for range 2 {
 		one := newNode(t, 1, Options{Memory: memory, Back: back})
 		one.set("", remote(), client())
-		for port := range uint16(40 * shards) {
+		for port := range uint16(160 * shards) {
 			one.out(t, tcp(ends{"10.160.1.20", "10.172.1.1", 4000 + port, 80}, tcpSYN, ""))
 		}
 		if got := one.Stats(); got.Flows != backedAtOnce || got.Evicted == 0 || got.Unavailable == 0 {
