@@ -308,6 +308,12 @@ func TestGuards(t *testing.T) {
 			t.Errorf("%s: got %x, counted %d times", c.name, got, c.count(one.Stats())-before)
 		}
 	}
+	before := one.Stats()
+	for _, e := range []ends{{"fe80::1", "ff02::2", 1, 2}, {"192.0.2.7", "224.0.0.22", 1, 2}} {
+		if got, after := one.out(t, udp(e, "")), one.Stats(); got != nil || after != before {
+			t.Errorf("%v, of the kernel itself: got %x, counted %+v, was %+v", e, got, after, before)
+		}
+	}
 	if got := one.in(t, udp(ends{"10.160.2.2", "10.160.1.20", 1, 2}, "")); got == nil {
 		t.Error("an allowed job was kept out")
 	}

@@ -96,6 +96,9 @@ func (d *Device) openOut(s *shard, p *packet, t *snapshot, now uint32, n *tally)
 			n[countOut]++
 			return nil, forward
 		}
+		if p.dst.linkScope() {
+			return nil, drop // the kernel itself looks for routers and reports its groups on any interface: nobody's loss, so not counted
+		}
 		n[countSpoofed]++
 		return nil, drop
 	}

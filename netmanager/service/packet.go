@@ -33,6 +33,14 @@ func (a addr) unicast() bool {
 	return (a.hi != 0 || a.lo > 1) && a.hi>>56 != 0xff && a.hi>>54 != 0xfe80>>6
 }
 
+// linkScope says whether the address is that of a multicast group which never leaves a link.
+func (a addr) linkScope() bool {
+	if a.is4() {
+		return uint32(a.lo)>>8 == 0xe00000
+	}
+	return a.hi>>48 == 0xff02
+}
+
 // The protocols that have something to rewrite beyond addresses.
 const (
 	protoICMP   = 1
