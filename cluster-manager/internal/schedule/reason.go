@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"skerry.internal/messages"
 )
@@ -71,7 +72,7 @@ func (e *entry) mismatch(w *Want) obstacle {
 func (e *entry) full(w *Want) obstacle {
 	need, used := &w.Spec.Resources, e.used(w)
 	switch {
-	case need.GPUs > len(e.Info.GPUs)-used.GPUs && need.GPUs > 0:
+	case need.GPUs > 0 && need.GPUs > e.gpus(w.Spec.Technology)-used.GPUs:
 		return noGPU
 	case need.CPUs > float64(e.Info.CPU.Cores)-used.CPUs+1e-9 && need.CPUs > 0: // sums of fractions drift
 		return noCPU
@@ -82,6 +83,22 @@ func (e *entry) full(w *Want) obstacle {
 		return portTaken
 	}
 	return nothing
+}
+
+// gpus returns how many graphics processors containers can be given: NVIDIA's, where the technology has NVIDIA's runtime. All others are described
+// and measured, and nobody knows how to hand them out.
+func (e *entry) gpus(technology messages.Technology) (n int) {
+	if !slices.ContainsFunc(e.Info.Technologies, func(t messages.TechnologyInfo) bool {
+		return t.Name == technology && slices.Contains(t.Runtimes, "nvidia")
+	}) {
+		return 0
+	}
+	for _, g := range e.Info.GPUs {
+		if strings.EqualFold(g.Vendor, "nvidia") {
+			n++
+		}
+	}
+	return n
 }
 
 // used returns what of the node is reserved from the point of view of w.
@@ -154,7 +171,12 @@ func (e *entry) capacityReason(w *Want, o obstacle) string {
 	need, used := w.Spec.Resources, e.used(w)
 	switch o {
 	case noGPU:
-		return fmt.Sprintf("%d of %d gpus free, %d asked for", max(len(e.Info.GPUs)-used.GPUs, 0), len(e.Info.GPUs), need.GPUs)
+		all := e.gpus(w.Spec.Technology)
+		text := fmt.Sprintf("%d of %d gpus free, %d asked for", max(all-used.GPUs, 0), all, need.GPUs)
+		if others := len(e.Info.GPUs) - all; others > 0 {
+			text += fmt.Sprintf("; %d more cannot be given to containers: only NVIDIA's can, with the nvidia runtime (nvidia-container-toolkit)", others)
+		}
+		return text
 	case noCPU:
 		return fmt.Sprintf("%.2f of %d cpus free, %.2f asked for", max(float64(e.Info.CPU.Cores)-used.CPUs, 0), e.Info.CPU.Cores, need.CPUs)
 	default:

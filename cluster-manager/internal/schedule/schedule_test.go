@@ -48,6 +48,19 @@ func needs(r messages.Resources) func(*messages.Spec) {
 	return func(s *messages.Spec) { s.Resources = r }
 }
 
+// gpus gives a board graphics processors, and Docker a runtime where one is named.
+func gpus(runtime string, vendors ...string) func(*Node) {
+	return func(n *Node) {
+		n.Info.Technologies = []messages.TechnologyInfo{{Name: messages.Docker}}
+		if runtime != "" {
+			n.Info.Technologies[0].Runtimes = []string{"runc", runtime}
+		}
+		for _, v := range vendors {
+			n.Info.GPUs = append(n.Info.GPUs, messages.GPUInfo{Vendor: v})
+		}
+	}
+}
+
 // Each filter passes a node over with its own code and reason.
 func TestReasons(t *testing.T) {
 	for _, c := range []struct {
@@ -67,7 +80,11 @@ func TestReasons(t *testing.T) {
 		{"arch", board("a"), Want{Spec: spec(), Constraints: messages.Constraints{Arch: []string{"arm-7"}}}, messages.NoNodeMatches, "is amd64, one of [arm-7] is asked for"},
 		{"arch unknown", board("a", func(n *Node) { n.Info.Arch = "" }), Want{Spec: spec(), Constraints: messages.Constraints{Arch: []string{"arm-7"}}}, messages.NoNodeMatches, "is of unknown architecture, one of [arm-7] is asked for"},
 		{"technology", board("a"), Want{Spec: spec(func(s *messages.Spec) { s.Technology = "unikernel" })}, messages.NoTechnology, "does not run unikernel"},
-		{"gpus", board("a", func(n *Node) { n.Info.GPUs = make([]messages.GPUInfo, 1) }), Want{Spec: spec(needs(messages.Resources{GPUs: 2}))}, messages.NoCapacity, "1 of 1 gpus free, 2 asked for"},
+		{"gpus", board("a", gpus("nvidia", "NVIDIA")), Want{Spec: spec(needs(messages.Resources{GPUs: 2}))}, messages.NoCapacity, "1 of 1 gpus free, 2 asked for"},
+		{"gpus without a runtime", board("a", gpus("", "NVIDIA")), Want{Spec: spec(needs(messages.Resources{GPUs: 1}))}, messages.NoCapacity,
+			"0 of 0 gpus free, 1 asked for; 1 more cannot be given to containers: only NVIDIA's can, with the nvidia runtime (nvidia-container-toolkit)"},
+		{"gpus of others", board("a", gpus("nvidia", "Intel", "NVIDIA", "AMD")), Want{Spec: spec(needs(messages.Resources{GPUs: 2}))}, messages.NoCapacity,
+			"1 of 1 gpus free, 2 asked for; 2 more cannot be given to containers: only NVIDIA's can, with the nvidia runtime (nvidia-container-toolkit)"},
 		{"cpus", board("a"), Want{Spec: spec(needs(messages.Resources{CPUs: 4.5}))}, messages.NoCapacity, "4.00 of 4 cpus free, 4.50 asked for"},
 		{"memory", board("a"), Want{Spec: spec(needs(messages.Resources{MemoryMB: 1001}))}, messages.NoCapacity, "1000 of 1000 MiB memory free, 1001 asked for"},
 	} {
@@ -312,7 +329,7 @@ func (s *story) step() {
 		n := board(id, func(n *Node) {
 			n.Online = s.rng.IntN(4) > 0
 			n.Info.CPU.Cores = 1 + s.rng.IntN(8)
-			n.Info.GPUs = make([]messages.GPUInfo, s.rng.IntN(3))
+			gpus([]string{"nvidia", ""}[s.rng.IntN(4)/3], []string{"NVIDIA", "Intel", "nvidia"}[s.rng.IntN(3):]...)(n)
 		})
 		s.nodes[id] = n
 		s.table.SetNode(n)
@@ -393,9 +410,15 @@ func (s *story) look(w *Want) messages.NodeID {
 		if w.Patient {
 			add(&used, leaving, -1)
 		}
+		given := 0
+		if slices.Contains(n.Info.Technologies[0].Runtimes, "nvidia") {
+			for _, g := range n.Info.GPUs {
+				given += strings.Count("NVIDIA nvidia", g.Vendor)
+			}
+		}
 		need := w.Spec.Resources
 		fits := (need.CPUs == 0 || used.CPUs+need.CPUs <= float64(n.Info.CPU.Cores)) && (need.MemoryMB == 0 || used.MemoryMB+need.MemoryMB <= n.Info.MemoryMB) &&
-			(need.GPUs == 0 || used.GPUs+need.GPUs <= len(n.Info.GPUs))
+			(need.GPUs == 0 || used.GPUs+need.GPUs <= given)
 		if fits && !clash {
 			all = append(all, sc)
 		}

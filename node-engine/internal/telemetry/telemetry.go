@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -241,9 +242,14 @@ func (s *Sampler) free(t *messages.Telemetry) {
 	}
 }
 
-// gpuCount returns how many graphics processors were found, also while they do not answer.
-func (s *Sampler) gpuCount() int {
+// gpuCount returns how many graphics processors were found that containers can be given, which are NVIDIA's; also while they do not answer.
+func (s *Sampler) gpuCount() (n int) {
 	s.gpus.mu.Lock()
 	defer s.gpus.mu.Unlock()
-	return len(s.gpus.value.info)
+	for _, g := range s.gpus.value.info {
+		if strings.EqualFold(g.Vendor, "nvidia") {
+			n++
+		}
+	}
+	return n
 }

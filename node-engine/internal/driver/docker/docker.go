@@ -38,6 +38,7 @@ const (
 	LabelSpec     = "skerry.spec"  // driver.Spec.Hash of what the container was made from
 	LabelRole     = "skerry.role"  // "sandbox" on what holds the network of an instance; none on its own container
 	LabelPorts    = "skerry.ports" // the ports that it asks for, where it is on the overlay
+	LabelGPUs     = "skerry.gpus"  // the numbers of the graphics processors that it has, such as 0,2
 )
 
 // Config says which containers are this driver's and how they are made.
@@ -116,6 +117,7 @@ type Driver struct {
 	limits  limits
 
 	importing sync.Mutex // held while the image of sandboxes is handed to Docker
+	gpus      sync.Mutex // held while a container gets graphics processors
 
 	mu      sync.Mutex      // guards what follows; never held during a call to Docker
 	cli     *client.Client  // nil until the first call, and after the engine went away

@@ -141,11 +141,6 @@ func resources(spec driver.Spec) container.Resources {
 	if n := int64(spec.Resources.PIDs); n > 0 {
 		r.PidsLimit = &n
 	}
-	if spec.Resources.GPUs > 0 {
-		r.DeviceRequests = []container.DeviceRequest{{
-			Driver: "nvidia", Count: spec.Resources.GPUs, Capabilities: [][]string{{"gpu"}},
-		}}
-	}
 	for _, dev := range spec.Devices {
 		m := container.DeviceMapping{PathOnHost: dev.Host, PathInContainer: dev.Container, CgroupPermissions: dev.Permissions}
 		if m.PathInContainer == "" {
@@ -157,22 +152,6 @@ func resources(spec driver.Spec) container.Resources {
 		r.Devices = append(r.Devices, m)
 	}
 	return r
-}
-
-// checkGPUs asks for the runtime that GPUs need. Docker itself takes the container and fails at its start, with words that name no cause.
-func (d *Driver) checkGPUs(ctx context.Context, cli *client.Client, spec driver.Spec) error {
-	if spec.Resources.GPUs == 0 {
-		return nil
-	}
-	f, err := d.ask(ctx, cli) // not from memory: somebody may just have installed it
-	if err != nil {
-		return err
-	}
-	if slices.Contains(f.runtimes, "nvidia") {
-		return nil
-	}
-	return fmt.Errorf("%w: %d GPUs are asked for, but Docker on this node has no nvidia runtime: install nvidia-container-toolkit",
-		driver.ErrInvalid, spec.Resources.GPUs)
 }
 
 // wantsInit decides whether Docker's small init is process 1 of the container. It is where Docker has it: the kernel ignores the

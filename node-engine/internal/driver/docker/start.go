@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,9 @@ import (
 	"skerry.internal/messages"
 	"skerry.internal/node-engine/internal/driver"
 )
+
+// errLostGPUs says that a container that has ended must be made anew to run again.
+var errLostGPUs = errors.New("another container has its graphics processors")
 
 // Start makes the container of the instance run. Where there is none yet that is three calls: create, start and inspect. So it does not
 // look first; that the name is taken says that there is one.
@@ -79,6 +83,13 @@ func (d *Driver) try(ctx context.Context, cli *client.Client, spec driver.Spec, 
 func (d *Driver) create(ctx context.Context, cli *client.Client, spec driver.Spec, p plan) (string, error) {
 	settled, cancel := settle(ctx)
 	defer cancel()
+	if n := spec.Resources.GPUs; n > 0 {
+		d.gpus.Lock()
+		defer d.gpus.Unlock()
+		if err := d.takeGPUs(settled, cli, p, n); err != nil {
+			return "", err
+		}
+	}
 	made, err := cli.ContainerCreate(settled, p.cfg, p.host, nil, nil, p.name)
 	if err != nil {
 		return "", d.startFailure(ctx, spec, "create", err)
@@ -158,7 +169,7 @@ func (d *Driver) takeUp(ctx context.Context, cli *client.Client, spec driver.Spe
 	case c.Config.Labels[LabelSpec] == p.hash && (sandboxOf(c) != "") == p.overlay &&
 		(c.State.Status == container.StateCreated || c.State.Status == container.StateExited):
 		w, err := d.resume(ctx, cli, spec, c)
-		if errors.Is(err, errNoSandbox) {
+		if errors.Is(err, errNoSandbox) || errors.Is(err, errLostGPUs) {
 			return driver.Workload{}, false, d.clear(ctx, cli, c, spec.Stop)
 		}
 		if cerrdefs.IsNotFound(err) { // removed in between
@@ -186,6 +197,13 @@ func (d *Driver) clear(ctx context.Context, cli *client.Client, c container.Insp
 
 // resume starts a container that does not run.
 func (d *Driver) resume(ctx context.Context, cli *client.Client, spec driver.Spec, c container.InspectResponse) (driver.Workload, error) {
+	if spec.Resources.GPUs > 0 {
+		d.gpus.Lock()
+		defer d.gpus.Unlock()
+		if lost, err := d.lostGPUs(ctx, cli, c); err != nil || lost {
+			return driver.Workload{}, cmp.Or(err, errLostGPUs)
+		}
+	}
 	if sandboxOf(c) != "" {
 		if _, err := d.rejoin(ctx, cli, spec, c); err != nil {
 			return driver.Workload{}, err
