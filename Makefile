@@ -22,6 +22,9 @@ DURATION ?= 1h
 RATE     ?= 5
 # What the race detector looks at; a list of packages makes it quicker.
 RACE     ?= work
+# Before what needs root: nothing where make runs as root already. PATH and the home directory are said, since sudo's own have no Go in them, and a
+# cache of Go's where root has written is of no more use to its owner.
+ROOT = $(if $(filter 0,$(shell id -u)),,sudo -E -H env "PATH=$$PATH")
 export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 
 .PHONY: help build cross deps docker test sim crash soak race fuzz bench bench-compare bench-network profile lint shellcheck alone tidy check up down clean
@@ -38,22 +41,23 @@ cross: ## build for amd64, arm-7 and arm64 into bin/<arch>/
 	GOOS=linux GOARCH=arm64 CGO_ENABLED=0 $(BUILD) -o bin/arm64/ $(PROGRAMS)
 
 deps: ## install what the tests need (Debian packages; root only where one is missing)
-	@scripts/test-deps.sh
+	@scripts/test-deps.sh --check || $(ROOT) scripts/test-deps.sh
 
 docker: ## make sure that a Docker engine answers
-	@scripts/docker.sh
+	@mkdir -p var
+	@$(ROOT) scripts/docker.sh
 
 test: deps docker ## every test, on the real Docker engine; a skip fails
-	SKERRY_TEST_ALL=1 go test -count=1 -timeout 30m -p 2 -json work | go run ./scripts/noskip
+	$(ROOT) env SKERRY_TEST_ALL=1 go test -count=1 -timeout 30m -p 2 -json work | go run ./scripts/noskip
 
 sim: ## stories of a manager and its nodes in virtual time, 500 seeds; SEED=17 tells that one
 	go test -count=1 ./scripts/e2e/sim $(if $(SEED),-v -run '^TestSeeds$$' -args -seed $(SEED))
 
 crash: deps ## kill manager, engine, dockerd and app at random, ROUNDS=30; SEED=17 tells that story again
-	SKERRY_CRASH_ROUNDS=$(ROUNDS) SKERRY_CRASH_SEED=$(SEED) go test -count=1 -timeout 30m -v -run '^TestCrashRounds$$' ./scripts/e2e
+	$(ROOT) env SKERRY_CRASH_ROUNDS=$(ROUNDS) SKERRY_CRASH_SEED=$(SEED) go test -count=1 -timeout 30m -v -run '^TestCrashRounds$$' ./scripts/e2e
 
 soak: deps ## deploys, moves and deletes at RATE=5 a second for DURATION=1h on the real Docker; nothing may grow
-	SKERRY_SOAK=$(DURATION) SKERRY_SOAK_RATE=$(RATE) go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./scripts/e2e
+	$(ROOT) env SKERRY_SOAK=$(DURATION) SKERRY_SOAK_RATE=$(RATE) go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./scripts/e2e
 
 race: ## every test that can run here, with the race detector, without mere repetition (RACE="packages" for fewer)
 	go test -race -short -timeout 30m -p 2 -parallel 4 $(RACE)
@@ -103,11 +107,12 @@ tidy: ## bring go.work and every go.mod up to date
 check: lint race alone cross ## before every push
 
 up: build ## a cluster on this machine, with a job running (NODES="lab-1 lab-2" for more nodes)
-	@scripts/up.sh $(NODES)
+	@mkdir -p var
+	@$(ROOT) scripts/up.sh $(NODES)
 
 down: ## end what make up started, and leave nothing
-	@scripts/down.sh
+	@$(ROOT) scripts/down.sh
 
 clean: down ## remove everything that was built
-	@scripts/docker.sh --stop
-	rm -rf bin var
+	@$(ROOT) scripts/docker.sh --stop
+	$(ROOT) rm -rf bin var

@@ -58,9 +58,10 @@ install_docker() {
   echo "docker.sh: installing docker.io"
   export DEBIAN_FRONTEND=noninteractive
   local apt=(apt-get -q -o DPkg::Lock::Timeout=300) # a board that has just booted may be updating itself
-  "${apt[@]}" install -y --no-install-recommends docker.io </dev/null && return
-  "${apt[@]}" update </dev/null
-  "${apt[@]}" install -y --no-install-recommends docker.io </dev/null || die "apt-get could not install docker.io, see above"
+  local packages=(docker.io ca-certificates)        # without the latter no registry is trusted
+  "${apt[@]}" update </dev/null || true             # a mirror that is away: the lists of before may do
+  ! apt-cache show docker-cli >/dev/null 2>&1 || packages+=(docker-cli) # Debian 13 has the client in a package of its own
+  "${apt[@]}" install -y --no-install-recommends "${packages[@]}" </dev/null || die "apt-get could not install ${packages[*]}, see above"
 }
 
 start_by_hand() {

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the tests need. Quick, and no root needed, where all are there already.
+#   --check   installs nothing: says by its exit code whether all are there
 set -euo pipefail
 
 # For each package one program or Python module of it, so that one that came another way counts too.
@@ -40,6 +41,7 @@ for need in "${needs[@]}"; do
   there "${need#*:}" || missing+=("${need%%:*}")
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
+[ "${1:-}" != --check ] || exit 1
 
 if ! command -v apt-get >/dev/null || [ "$(id -u)" != 0 ]; then
   echo "test-deps.sh: missing: ${missing[*]}; install them, on Debian by: sudo ${BASH_SOURCE[0]}" >&2

@@ -18,6 +18,15 @@ start_docker() {
   fi
 }
 
+install_curl() {
+  command -v curl >/dev/null && return
+  command -v apt-get >/dev/null || die "curl is not installed and there is no apt-get: install it by hand, then repeat"
+  say "installing curl"
+  apt-get -q update </dev/null || true # a mirror that is away: the lists of before may do
+  DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 install -y --no-install-recommends curl </dev/null ||
+    die "apt-get could not install curl, see above"
+}
+
 # free checks that nobody listens at an address yet, to say it in better words than the manager can.
 free() {
   local host=${1%:*} port=${1##*:}
@@ -98,13 +107,23 @@ make_image() {
 
 job_runs() { skerry job status "$job" --json 2>/dev/null | flat | grep -q "\"job\":\"$job\",\"state\":\"running\""; }
 
+job_there() { skerry job status "$job" >/dev/null 2>&1; }
+
 deploy() {
-  say "deploying $job by MQTT: skerry --broker tcp://$(address mqtt) job deploy -f scripts/demo/job.json"
-  skerry job deploy -f scripts/demo/job.json || die "the job was not taken, see above"
+  if job_there; then
+    say "the job $job is there"
+  else
+    deploy_job
+  fi
   wait_until 60 job_runs || {
     skerry job status "$job" >&2
     die "$job does not run after 60 s; logs are in $run"
   }
+}
+
+deploy_job() {
+  say "deploying $job by MQTT: skerry --broker tcp://$(address mqtt) job deploy -f scripts/demo/job.json"
+  skerry job deploy -f scripts/demo/job.json || die "the job was not taken, see above"
 }
 
 first_url() { echo "http://127.0.0.1:$(skerry job status "$job" --json | flat | grep -o '"host":[0-9]*' | head -n 1 | cut -d : -f 2)/"; }
@@ -143,7 +162,7 @@ To go on:
   bin/skerry --broker $broker job status $job
   bin/skerry --broker $broker events
   # the engine dies, the job answers; make up brings the engine back
-  kill -9 \$(cat var/up/$1.pid); curl -s $url
+  ${SUDO_USER:+sudo }kill -9 \$(cat var/up/$1.pid); curl -s $url
   # a second node, and a move to it
   make up NODES="$1 lab-2"
   bin/skerry --broker $broker job move $job --from $1 --to lab-2
@@ -153,7 +172,8 @@ Logs and data are in var/up/.
 END
 }
 
-command -v curl >/dev/null || die "curl is not installed: apt-get install curl (make deps installs it)"
+[ "$(id -u)" = 0 ] || die "a node makes network devices and starts containers, which needs root: sudo $0 $*"
+install_curl
 mkdir -p "$run/image"
 start_docker
 start_manager
