@@ -37,6 +37,7 @@ type Engine struct {
 	sampler   *telemetry.Sampler
 	session   *session.Session
 	offers    *offers
+	parts     *parts
 	overlay   *overlay.Member
 	restarts  map[messages.InstanceID]int // of the sample being taken
 }
@@ -96,6 +97,7 @@ func (e *Engine) build(drivers makeDrivers) (err error) {
 		return err
 	}
 	e.offers = newOffers(e.drivers)
+	e.parts = &parts{look: func(ctx context.Context) (telemetry.Attached, bool) { return e.sampler.Attached(ctx) }}
 	boot, outbox := bootID(), session.NewOutbox()
 	e.instances, err = instance.New(instance.Config{Drivers: e.drivers, Store: e.store,
 		Report: outbox.Put, BootID: boot}, e.log)
@@ -184,6 +186,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	g.Go(func() error { return e.instances.Run(ctx) }) // needs no manager: first
 	g.Go(func() error { return e.session.Run(ctx) })
 	g.Go(func() error { return e.offers.watch(ctx, e.log, e.session.Refresh) })
+	g.Go(func() error { return e.parts.watch(ctx, partsAgain, e.session.Refresh) })
 	err := g.Wait()
 	e.log.Info("node engine ends; its workloads go on", "node_id", e.who.name())
 	return errors.Join(err, e.close())
@@ -210,6 +213,7 @@ func (e *Engine) close() error {
 // info introduces the node as it is now.
 func (e *Engine) info(ctx context.Context) messages.NodeInfo {
 	n := e.sampler.Facts(ctx)
+	e.parts.tell(telemetry.Attached{GPUs: n.GPUs, Sensors: n.Sensors})
 	n.Name = e.who.name()
 	n.Version = e.cfg.Version
 	n.Labels = e.cfg.Labels

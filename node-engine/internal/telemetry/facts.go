@@ -22,7 +22,7 @@ const scanWait = time.Second
 func (s *Sampler) Facts(ctx context.Context) messages.NodeInfo {
 	ctx = s.env(ctx)
 	memory, _ := memory(ctx)
-	sensors, _ := s.found.get(ctx, scanWait, s.scan)
+	attached, _ := s.Attached(ctx)
 	return messages.NodeInfo{
 		Arch:      arch(runtime.GOARCH),
 		OS:        system(s.tree),
@@ -32,9 +32,22 @@ func (s *Sampler) Facts(ctx context.Context) messages.NodeInfo {
 		CPU:       processor(ctx, s.tree),
 		MemoryMB:  int(memory.TotalMB),
 		DiskMB:    int(s.diskUse(ctx).TotalMB),
-		GPUs:      s.lookAtGPUs(ctx, openWait).info,
-		Sensors:   sensors,
+		GPUs:      attached.GPUs,
+		Sensors:   attached.Sensors,
 	}
+}
+
+// Attached is what may come to a running board and leave it again.
+type Attached struct {
+	GPUs    []messages.GPUInfo
+	Sensors []messages.SensorInfo
+}
+
+// Attached returns what is attached to the board now. False says that not all of it could be found out.
+func (s *Sampler) Attached(ctx context.Context) (Attached, bool) {
+	sensors, scanned := s.found.get(ctx, scanWait, s.scan)
+	g, answered := s.lookAtGPUs(ctx, openWait)
+	return Attached{GPUs: g.info, Sensors: sensors}, scanned && answered
 }
 
 // scan returns what is attached to the board.

@@ -191,18 +191,18 @@ func (s *Sampler) attached(ctx context.Context, t *messages.Telemetry) {
 	if !s.asked {
 		s.asked, wait = true, openWait
 	}
-	t.GPUs = s.lookAtGPUs(ctx, wait).use
+	g, _ := s.lookAtGPUs(ctx, wait)
+	t.GPUs = g.use
 }
 
-// lookAtGPUs describes and measures the graphics processors; the first time it finds them.
-func (s *Sampler) lookAtGPUs(ctx context.Context, wait time.Duration) gpus {
-	g, _ := s.gpus.get(ctx, wait, func() gpus {
+// lookAtGPUs describes and measures the graphics processors; the first time it finds them. False says that they do not answer.
+func (s *Sampler) lookAtGPUs(ctx context.Context, wait time.Duration) (gpus, bool) {
+	return s.gpus.get(ctx, wait, func() gpus {
 		if s.board == nil {
 			s.board = gpu.Open(s.tree, s.log)
 		}
 		return gpus{info: s.board.Info(), use: s.board.Use()}
 	})
-	return g
 }
 
 // workloads fills in what the instances use.
