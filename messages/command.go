@@ -38,7 +38,7 @@ type Command struct {
 	Cluster []string `json:"cluster,omitempty"` // empty: whoever hears it
 	Worker  []NodeID `json:"worker,omitempty"`  // the nodes that may take instances; for move: the targets
 	From    []NodeID `json:"from,omitempty"`    // for move: the nodes to leave
-	// RequestID names the command towards its client. The same one again within ten minutes repeats the first Result.
+	// RequestID names the command towards its client. The same command with it within ten minutes repeats the first Result, another one is refused.
 	RequestID string `json:"request_id,omitempty"`
 }
 

@@ -31,7 +31,7 @@ type GuestCommand struct {
 	PublicKey string   `json:"public_key,omitempty"` // for add: of WireGuard; the private key stays with the guest
 	Gateway   NodeID   `json:"gateway,omitempty"`    // for add: the node that lets it in; default: the manager chooses
 	Cluster   []string `json:"cluster,omitempty"`    // empty: whoever hears it
-	// RequestID names the command towards its client. The same one again within ten minutes repeats the first Result.
+	// RequestID names the command towards its client. The same command with it within ten minutes repeats the first Result, another one is refused.
 	RequestID string `json:"request_id,omitempty"`
 }
 

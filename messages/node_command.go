@@ -32,7 +32,7 @@ type NodeCommand struct {
 	Command Verb     `json:"command"`
 	Node    NodeID   `json:"node"`
 	Cluster []string `json:"cluster,omitempty"` // empty: whoever hears it
-	// RequestID names the command towards its client. The same one again within ten minutes repeats the first Result.
+	// RequestID names the command towards its client. The same command with it within ten minutes repeats the first Result, another one is refused.
 	RequestID string `json:"request_id,omitempty"`
 }
 

@@ -260,7 +260,7 @@ func (c *crashes) command(round, who int, story *rand.Rand, over <-chan struct{}
 	client := &commander{id: fmt.Sprintf("commander-%d-%d", round, who), addr: c.mqtt}
 	defer client.close()
 	for _, old := range c.left(fmt.Sprintf("job-%d-%d-", round-1, who)) {
-		if !c.publish(client, messages.Command{Command: messages.Delete, Job: messages.Job{Name: old}, RequestID: "old"}) {
+		if !c.publish(client, messages.Command{Command: messages.Delete, Job: messages.Job{Name: old}, RequestID: "old-" + string(old)}) {
 			continue
 		}
 		c.acknowledged(old, desired{}, messages.Delete)

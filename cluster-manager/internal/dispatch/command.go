@@ -59,13 +59,17 @@ func (c *Core) Command(in Incoming, now time.Time) bool {
 	}
 	key := requestKey(in.User, cmd.RequestID)
 	if known, ok := c.requests[key]; ok {
-		c.answer(op, known.Result)
+		r := known.Result
+		if refused := known.mistaken(cmd, now); refused != nil {
+			r = c.result(op, cmd.Job.Name, refused, 0)
+		}
+		c.answer(op, r)
 		return true
 	}
 	rev, refused := c.execute(cmd, op, now)
 	r := c.result(op, cmd.Job.Name, refused, rev)
 	if refused == nil || refused.code != messages.Unavailable { // that one says "try again"
-		c.remember(key, request{Result: r, At: now}, refused == nil)
+		c.remember(key, request{Result: r, At: now, Of: fingerprint(cmd)}, refused == nil)
 	}
 	c.answer(op, r)
 	c.say(cmd, refused, rev)

@@ -53,7 +53,8 @@ const requestMemory = 10 * time.Minute
 // request is the first Result of a request id.
 type request struct {
 	Result messages.Result `json:"result"`
-	At     time.Time       `json:"at"` // wall clock: it survives a restart
+	At     time.Time       `json:"at"`           // wall clock: it survives a restart
+	Of     string          `json:"of,omitempty"` // fingerprint of the command
 	stored bool
 }
 

@@ -295,14 +295,19 @@ func TestManagerCrash(t *testing.T) {
 	if s := w.jobs["web"]; s.State != messages.JobRunning {
 		t.Errorf("state %s", s.State)
 	}
-	// The request is still known: it is answered, and nothing is done again.
-	again := w.sendRaw(messages.Deploy, messages.Encode(messages.Command{Command: messages.Deploy, Job: job("web", "better", 2), RequestID: r.RequestID}))
-	if again.Phase != messages.Accepted || again.Rev != r.Rev || w.jobs["web"].Spec.Image != "good" {
+	// The request is still known: it is answered, and nothing is done again. Another command with its id is refused, not lost.
+	w.accepted(deploy(job("web", "better", 2)))
+	again := w.sendRaw(messages.Deploy, messages.Encode(withRequest(deploy(job("web", "good", 2)), r.RequestID)))
+	if again.Phase != messages.Accepted || again.Rev != r.Rev || w.jobs["web"].Spec.Image != "better" {
 		t.Errorf("repeated request: %+v", again)
 	}
+	other := w.sendRaw(messages.Deploy, messages.Encode(withRequest(deploy(job("web", "best", 2)), r.RequestID)))
+	if other.Code != messages.BadPayload || !strings.Contains(other.Message, "another command's 5m0s ago") || w.jobs["web"].Spec.Image != "better" {
+		t.Errorf("another command with a known id: %+v", other)
+	}
 	w.pass(6 * time.Minute)
-	w.sendRaw(messages.Deploy, messages.Encode(messages.Command{Command: messages.Deploy, Job: job("web", "better", 2), RequestID: r.RequestID}))
-	if w.jobs["web"].Spec.Image != "better" {
+	w.sendRaw(messages.Deploy, messages.Encode(withRequest(deploy(job("web", "best", 2)), r.RequestID)))
+	if w.jobs["web"].Spec.Image != "best" {
 		t.Error("request is still remembered after eleven minutes")
 	}
 }

@@ -195,6 +195,8 @@ func (c *Core) GuestCommand(in IncomingGuest, now time.Time) bool {
 		return false
 	case in.Bad != nil:
 		c.answerGuest(op, cmd, refuse(messages.BadPayload, "%s", oneLine(in.Bad)), 0)
+	case repeated && known.mistaken(cmd, now) != nil:
+		c.answerGuest(op, cmd, known.mistaken(cmd, now), 0)
 	case repeated:
 		c.answer(op, known.Result)
 		if known.Result.Guest != "" && known.Result.Phase == messages.Accepted {
@@ -218,7 +220,7 @@ func (c *Core) takeGuestCommand(key string, cmd messages.GuestCommand, op cluste
 		c.logRefusal(refused, "command", string(cmd.Command), "guest", cmd.Guest)
 	}
 	first := c.answerGuest(op, cmd, refused, rev)
-	c.remember(key, request{Result: first, At: now}, refused == nil)
+	c.remember(key, request{Result: first, At: now, Of: fingerprint(cmd)}, refused == nil)
 	if refused == nil {
 		c.answerGuestDone(op, first)
 	}

@@ -37,6 +37,8 @@ func (c *Core) NodeCommand(in IncomingNode, now time.Time) bool {
 		return false
 	case in.Bad != nil:
 		c.answerNode(op, cmd, refuse(messages.BadPayload, "%s", oneLine(in.Bad)), 0)
+	case repeated && known.mistaken(cmd, now) != nil:
+		c.answerNode(op, cmd, known.mistaken(cmd, now), 0)
 	case repeated:
 		c.answer(op, known.Result)
 		if known.Result.Node != "" && known.Result.Phase == messages.Accepted {
@@ -59,7 +61,7 @@ func (c *Core) takeNodeCommand(key string, cmd messages.NodeCommand, op cluster.
 		c.log.Info("command accepted", "command", string(cmd.Command), "node_id", cmd.Node, "rev", rev, "participants", c.participants(""))
 	}
 	first := c.answerNode(op, cmd, refused, rev)
-	c.remember(key, request{Result: first, At: now}, refused == nil)
+	c.remember(key, request{Result: first, At: now, Of: fingerprint(cmd)}, refused == nil)
 	if refused == nil {
 		c.answerDone(op, first)
 	}

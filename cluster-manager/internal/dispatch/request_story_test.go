@@ -138,15 +138,18 @@ func TestRequestsAreEachUsers(t *testing.T) {
 		in.User = user
 		return w.first("same", func() { w.core.Command(in, w.now) })
 	}
-	give("alice", deploy(job("web", "good", 1)))
+	first := give("alice", deploy(job("web", "good", 1)))
 	w.boot()
 	w.connect("a")
 	w.settle()
 	if r := give("bob", messages.Command{Command: messages.Delete, Job: messages.Job{Name: "none"}}); r.Code != messages.UnknownJob {
 		t.Errorf("bob is answered %+v", r)
 	}
-	if r := give("alice", messages.Command{Command: messages.Delete, Job: messages.Job{Name: "web"}}); r.Command != messages.Deploy {
-		t.Errorf("alice's repeat is answered %+v", r)
+	if r := give("alice", deploy(job("web", "good", 1))); r.Phase != messages.Accepted || r.Rev != first.Rev {
+		t.Errorf("alice's repeat is answered %+v, was %+v", r, first)
+	}
+	if r := give("alice", messages.Command{Command: messages.Delete, Job: messages.Job{Name: "web"}}); r.Code != messages.BadPayload {
+		t.Errorf("alice's other command is answered %+v", r)
 	}
 	w.settle()
 	w.core.Advance(w.now.Add(requestMemory))

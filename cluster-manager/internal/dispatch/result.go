@@ -1,6 +1,8 @@
 package dispatch
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"slices"
 	"time"
@@ -84,6 +86,20 @@ func requestKey(user, id string) string {
 		return id
 	}
 	return id + " " + user
+}
+
+// fingerprint tells commands with the same request id from one another.
+func fingerprint(cmd any) string {
+	sum := sha256.Sum256(messages.Encode(cmd))
+	return hex.EncodeToString(sum[:8])
+}
+
+// mistaken refuses a command that bears the id of another one: taken for a repeat of that one, it would be answered as accepted and never carried out.
+func (r request) mistaken(cmd any, now time.Time) *refusal {
+	if r.Of == "" || r.Of == fingerprint(cmd) { // an older manager remembered none
+		return nil
+	}
+	return refuse(messages.BadPayload, "request_id %s was another command's %s ago: give each command one of its own", r.Result.RequestID, now.Sub(r.At).Round(time.Second))
 }
 
 // remember keeps the first Result of a request, on disk where the command was taken.
