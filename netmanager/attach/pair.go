@@ -43,7 +43,7 @@ func (a Attachment) alias() string {
 
 // list returns the pairs of an engine, in the order in which they were made.
 func list(host *netlink.Handle, network string) ([]pair, error) {
-	links, err := host.LinkList()
+	links, err := link.Whole(host.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
@@ -75,7 +75,7 @@ func forget(host *netlink.Handle, network string, gone func(end string) bool) er
 	if err != nil {
 		return nil // and nothing written down
 	}
-	written, err := host.NeighList(bridge.Attrs().Index, netlink.FAMILY_ALL)
+	written, err := link.Whole(func() ([]netlink.Neigh, error) { return host.NeighList(bridge.Attrs().Index, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list neighbours: %w", err)
 	}
@@ -285,7 +285,7 @@ func setAddress(inside *netlink.Handle, l netlink.Link, address netip.Addr) erro
 	if address.Is4() {
 		family, want.Flags = netlink.FAMILY_V4, 0
 	}
-	present, err := inside.AddrList(l, family)
+	present, err := link.Whole(func() ([]netlink.Addr, error) { return inside.AddrList(l, family) })
 	if err != nil {
 		return err
 	}

@@ -125,7 +125,7 @@ func (s *setting) common(link netlink.Link) error {
 
 // setAddresses gives a link its addresses and takes all others, but those that the kernel makes itself.
 func (s *setting) setAddresses(l netlink.Link, want []netip.Prefix, scope netlink.Scope) error {
-	present, err := s.handle.AddrList(l, netlink.FAMILY_ALL)
+	present, err := Whole(func() ([]netlink.Addr, error) { return s.handle.AddrList(l, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("addresses of %s: %w", l.Attrs().Name, err)
 	}
@@ -201,7 +201,7 @@ func (s *setting) setTUN() error {
 
 // removeLinks takes away the bridge, the TUN device and every veth of an engine.
 func removeLinks(handle *netlink.Handle, name string) error {
-	links, err := handle.LinkList()
+	links, err := Whole(handle.LinkList)
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
 	}

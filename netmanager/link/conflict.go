@@ -63,7 +63,7 @@ type usedRange struct {
 }
 
 func usedRanges(name string) ([]usedRange, error) {
-	links, err := netlink.LinkList()
+	links, err := Whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
@@ -80,7 +80,7 @@ func usedRanges(name string) ([]usedRange, error) {
 			used = append(used, usedRange{p.Masked(), names[index]})
 		}
 	}
-	addresses, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	addresses, err := Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
@@ -88,7 +88,9 @@ func usedRanges(name string) ([]usedRange, error) {
 		add(a.IPNet, a.LinkIndex)
 		add(a.Peer, a.LinkIndex)
 	}
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	routes, err := Whole(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
@@ -169,7 +171,7 @@ func candidatesIn(space netip.Prefix, bits int) []netip.Prefix {
 // Taken says which of an engine's blocks another engine of this host has: two clusters that give out the same range, or what an engine has left
 // that is no more. Two bridges with the same addresses would take each other's packets.
 func Taken(blocks []netip.Prefix, name string) error {
-	links, err := netlink.LinkList()
+	links, err := Whole(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("link: list links: %w", err)
 	}
@@ -179,7 +181,7 @@ func Taken(blocks []netip.Prefix, name string) error {
 			others[a.Index] = a.Name
 		}
 	}
-	addresses, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	addresses, err := Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("link: list addresses: %w", err)
 	}

@@ -230,7 +230,7 @@ func (s *setting) chains(v4 bool) map[string]string {
 
 // engineLinks are the bridges and TUN devices of the other engines of this host.
 func (s *setting) engineLinks() []string {
-	links, err := s.handle.LinkList()
+	links, err := Whole(s.handle.LinkList)
 	if err != nil {
 		return nil // nothing more is trusted
 	}

@@ -22,13 +22,18 @@ const (
 	directMark = 1 << 12
 )
 
+// present lists the routes of a family that are like the given one in the fields that the mask names.
+func (s *setting) present(v4 bool, like *netlink.Route, mask uint64) ([]netlink.Route, error) {
+	return Whole(func() ([]netlink.Route, error) { return s.handle.RouteListFiltered(familyOf(v4), like, mask) })
+}
+
 // setRoutes sends the overlay into the TUN device. The main table has it for the host itself; what comes in by our bridge or TUN device, or
 // has our gateway as its source, goes by a table of our own, so that several engines of a host do not mix. What containers send, to others of this
 // node too, goes by one that knows no blocks. A kernel without rules has the main table alone; there the firewall keeps containers apart.
 func (s *setting) setRoutes() error {
 	for _, v4 := range families() {
 		wantMain, wantOwn := s.routes(v4)
-		present, err := s.handle.RouteListFiltered(familyOf(v4), &netlink.Route{Protocol: protocol, Table: unix.RT_TABLE_MAIN, LinkIndex: s.tun.Attrs().Index},
+		present, err := s.present(v4, &netlink.Route{Protocol: protocol, Table: unix.RT_TABLE_MAIN, LinkIndex: s.tun.Attrs().Index},
 			netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF)
 		if err == nil {
 			err = s.setTable(present, wantMain)
@@ -42,7 +47,7 @@ func (s *setting) setRoutes() error {
 			return fmt.Errorf("rules: %w", err)
 		}
 		for _, number := range []int{table(s.Name), tableOut(s.Name)} {
-			present, err = s.handle.RouteListFiltered(familyOf(v4), &netlink.Route{Table: number}, netlink.RT_FILTER_TABLE)
+			present, err = s.present(v4, &netlink.Route{Table: number}, netlink.RT_FILTER_TABLE)
 			if err == nil {
 				err = s.setTable(present, slices.DeleteFunc(slices.Clone(wantOwn), func(r netlink.Route) bool { return r.Table != number }))
 			}
@@ -196,7 +201,9 @@ func sameRule(a, b netlink.Rule) bool {
 func ownRules(handle *netlink.Handle, name string, v4 bool) ([]netlink.Rule, error) {
 	var all []netlink.Rule
 	for _, number := range []int{table(name), tableOut(name)} {
-		rules, err := handle.RuleListFiltered(familyOf(v4), &netlink.Rule{Table: number}, netlink.RT_FILTER_TABLE)
+		rules, err := Whole(func() ([]netlink.Rule, error) {
+			return handle.RuleListFiltered(familyOf(v4), &netlink.Rule{Table: number}, netlink.RT_FILTER_TABLE)
+		})
 		if err != nil {
 			return nil, err
 		}

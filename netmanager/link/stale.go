@@ -25,7 +25,7 @@ func (s *setting) dropStale() error {
 	}
 	defer handle.Close()
 	for _, v4 := range families() {
-		present, err := s.handle.AddrList(nil, familyOf(v4))
+		present, err := Whole(func() ([]netlink.Addr, error) { return s.handle.AddrList(nil, familyOf(v4)) })
 		if err != nil {
 			return fmt.Errorf("list addresses: %w", err)
 		}

@@ -89,7 +89,7 @@ func acceptRA6(link string) string { return "ipv6/conf/" + link + "/accept_ra" }
 
 // hostLinks are all but ours and those of other engines.
 func (s *setting) hostLinks() ([]netlink.Link, error) {
-	links, err := s.handle.LinkList()
+	links, err := Whole(s.handle.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
@@ -123,7 +123,7 @@ func (s *setting) noteIPv4(links []netlink.Link) error {
 	if all, err := readSwitch(forwardAll4); err != nil || all != "0" {
 		return nil
 	}
-	addresses, err := s.handle.AddrList(nil, netlink.FAMILY_V4)
+	addresses, err := Whole(func() ([]netlink.Addr, error) { return s.handle.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
