@@ -146,20 +146,19 @@ func TestPendingConnectionsHaveABound(t *testing.T) {
 	}
 	login(t, addr, 4, "c") // at once, though nobody has left
 	waiting[0].wantClosed()
-	if st := b.Stats(); st.Crowded != 1 || st.Pending != 4 {
-		t.Errorf("got %d crowded and %d pending, want 1 and 4", st.Crowded, st.Pending)
+	if n := b.Stats().Crowded; n != 1 {
+		t.Errorf("got %d crowded, want 1", n)
 	}
+	eventually(t, "both to be pending no more", func() bool { return b.Stats().Pending == 4 }) // the client sees its end before the broker has counted it
 	for range 50 {
 		dial(t, addr)
 	}
-	eventually(t, "the last to have its place", func() bool { return b.Stats().Crowded == 50 })
+	eventually(t, "the last to have its place", func() bool { return b.Stats().Crowded == 50 && silent() == 5 })
 	login(t, addr, 4, "d")
 	for _, c := range waiting[1:] {
 		c.wantClosed()
 	}
-	if n := b.Stats().Pending; n > 5 {
-		t.Errorf("%d pending, want at most 5", n)
-	}
+	eventually(t, "no more to be pending than may be", func() bool { return b.Stats().Pending <= 5 })
 }
 
 // Who has sent a CONNECT is not dropped for those that come after, however long the owner thinks about it.
