@@ -30,7 +30,8 @@ func gpuLab(t *testing.T) *lab {
 		}
 	}
 	host := "unix://" + dir + "/s"
-	engine := exec.Command("dockerd", "-H", host, "--data-root", dir+"/data", "--exec-root", dir+"/exec", "--pidfile", dir+"/pid",
+	// In a network of its own: without a bridge dockerd takes away docker0, which is another engine's.
+	engine := exec.Command("unshare", "-n", "dockerd", "-H", host, "--data-root", dir+"/data", "--exec-root", dir+"/exec", "--pidfile", dir+"/pid",
 		"--bridge", "none", "--iptables=false", "--add-runtime", "nvidia="+dir+"/nvidia-runtime")
 	engine.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"))
 	engine.Stderr = t.Output()
