@@ -5,6 +5,7 @@ package netmanager_test
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -63,6 +64,16 @@ func TestEveryKindOfAddress(t *testing.T) {
 			}
 			for what, address := range map[string]netip.Addr{"round robin": family.robin, "closest": family.closest, "instance": family.third,
 				"container": family.direct, "container of the same node": family.beside} {
+				conn, err := client.Dial(t.Context(), "udp", netip.AddrPortFrom(address, 80).String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, size := range []int{1, 4000} { // the larger one in fragments, its answer too
+					if got := askUDP(t, conn, strings.Repeat("x", size)); got != near.ID && got != far.ID {
+						t.Errorf("%d bytes of UDP to %s: answered by %q", size, what, got)
+					}
+				}
+				conn.Close()
 				if out, err := client.Output("ping", "-c", "2", "-i", "0.1", "-W", "5", address.String()); err != nil {
 					t.Errorf("ping %s: %v\n%s", what, err, out)
 				}
@@ -146,7 +157,7 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// 10,000 flows go round robin within two in a hundred, and none to an unhealthy instance.
+// 10,000 flows at once go round robin within two in a hundred, none to an unhealthy instance, and each stays where it is.
 func TestRoundRobinIsFair(t *testing.T) {
 	w := newWorld(t, 2)
 	client := w.nodes[0].Container()
@@ -161,24 +172,20 @@ func TestRoundRobinIsFair(t *testing.T) {
 	w.Set()
 	seen := map[string]int{}
 	const flows = 10_000
-	buf := make([]byte, 200)
-	for range flows {
+	conns, first := make([]net.Conn, flows), make([]string, flows)
+	for i := range conns {
 		conn, err := client.Dial(t.Context(), "udp", netip.AddrPortFrom(web.RoundRobin, 7).String())
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = conn.SetDeadline(time.Now().Add(soon))
-		_, err = conn.Write([]byte("x"))
-		if err != nil {
-			t.Fatal(err)
+		defer conn.Close()
+		conns[i], first[i] = conn, askUDP(t, conn, "x")
+		seen[first[i]]++
+	}
+	for i, conn := range conns {
+		if got := askUDP(t, conn, "y"); got != first[i] {
+			t.Fatalf("flow %d was with %s and is with %s", i, first[i], got)
 		}
-		n, err := conn.Read(buf)
-		conn.Close()
-		if err != nil {
-			t.Fatal(err)
-		}
-		name, _, _ := strings.Cut(string(buf[:n]), " ")
-		seen[name]++
 	}
 	for _, c := range at[:3] {
 		if got, want := float64(seen[c.ID]), float64(flows)/3; got < want*0.98 || got > want*1.02 {

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -131,6 +132,25 @@ func serveUDP(c *labtest.Container, address string) {
 			_, _ = conn.WriteTo(fmt.Appendf(nil, "%s %s %s", c.ID, from, buf[:n]), from)
 		}
 	}()
+}
+
+// askUDP sends a datagram to a service of serveUDP, and returns who answers. The answer has to hold what was asked.
+func askUDP(t *testing.T, conn net.Conn, text string) string {
+	t.Helper()
+	_ = conn.SetDeadline(time.Now().Add(soon))
+	if _, err := conn.Write([]byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 65536)
+	n, err := conn.Read(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	words := strings.Fields(string(buf[:n]))
+	if len(words) != 3 || words[2] != text {
+		t.Fatalf("asked %d bytes, answered %.60q", len(text), buf[:n])
+	}
+	return words[0]
 }
 
 // who connects from a container and returns who answers.

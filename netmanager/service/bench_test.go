@@ -13,20 +13,21 @@ import (
 
 // cluster is the Config of node 1 in a cluster with that many services of two instances each.
 func cluster(services int) Config {
-	c := Config{Blocks: bothPrefixes("10.160.1.0/26"), ServiceRange: bothPrefixes(testRange.String())}
+	// Half a million service addresses: 100,000 services with two instances need four each.
+	c := Config{Blocks: bothPrefixes("10.160.1.0/26"), ServiceRange: bothPrefixes("10.168.0.0/13")}
 	at := func(i int) (netip.Addr, netip.Addr) { // service addresses one after the other
-		a := fmt.Sprintf("10.%d.%d.%d", 172+i>>16, i>>8&255, i&255)
+		a := fmt.Sprintf("10.%d.%d.%d", 168+i>>16, i>>8&255, i&255)
 		return both(a)
 	}
 	for i := range services {
 		s := Service{Name: fmt.Sprint("s", i), Instances: make([]Instance, 2)}
-		s.RoundRobin, s.RoundRobin6 = at(4 * i % (1 << 18))
-		s.Closest, s.Closest6 = at((4*i + 1) % (1 << 18))
+		s.RoundRobin, s.RoundRobin6 = at(4 * i)
+		s.Closest, s.Closest6 = at(4*i + 1)
 		for j := range s.Instances {
 			in := &s.Instances[j]
 			in.Ordinal, in.Healthy = j, true
-			in.Service, in.Service6 = at((4*i + 2 + j) % (1 << 18))
-			in.Address, in.Address6 = both(fmt.Sprintf("10.%d.%d.%d", 161+j, i>>8&255, i&255))
+			in.Service, in.Service6 = at(4*i + 2 + j)
+			in.Address, in.Address6 = both(fmt.Sprintf("10.%d.%d.%d", 161+2*j+i>>16, i>>8&255, i&255))
 		}
 		c.Services = append(c.Services, &s)
 	}
@@ -34,7 +35,7 @@ func cluster(services int) Config {
 }
 
 func TestHundredThousandServices(t *testing.T) {
-	c := cluster(60000)
+	c := cluster(100_000)
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	table := NewTable(c)
