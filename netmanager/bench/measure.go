@@ -8,9 +8,11 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"skerry.internal/netmanager/labtest"
@@ -19,7 +21,8 @@ import (
 // What is measured of a path.
 const (
 	stream = "Gbit/s, one TCP stream"
-	cpu    = "CPU s per GB"
+	cpu    = "CPU s per GB of what carries it"
+	busy   = "CPU s per GB, whole machine"
 	trip   = "round trip p50, µs"
 	trip99 = "p99, µs"
 	small  = "kpps, 64 bytes"
@@ -27,15 +30,18 @@ const (
 	memory = "peak memory, MB"
 )
 
-var columns = []string{stream, cpu, trip, trip99, small, large, memory}
+var columns = []string{stream, busy, cpu, trip, trip99, small, large, memory}
 
 // measure adds one sample of everything.
 func (p *path) measure(b *tb, length time.Duration) {
-	before := p.used()
-	got := p.iperf(b, length, "-O", "1")
+	before, busyBefore := p.used(), busySeconds(b)
+	got := p.iperf(b, length)
 	p.add(stream, got.End.Received.Bits/1e9)
-	if p.usage != nil && got.End.Received.Bytes > 0 {
-		p.add(cpu, (p.used().CPU-before.CPU)/(got.End.Received.Bytes/1e9))
+	if gb := got.End.Received.Bytes / 1e9; gb > 0 {
+		p.add(busy, (busySeconds(b)-busyBefore)/gb)
+		if p.usage != nil {
+			p.add(cpu, (p.used().CPU-before.CPU)/gb)
+		}
 	}
 	times := p.trips(b, 3000)
 	p.add(trip, float64(times[len(times)/2].Nanoseconds())/1e3)
@@ -54,6 +60,28 @@ func (p *path) used() labtest.Usage {
 		return labtest.Usage{}
 	}
 	return p.usage()
+}
+
+// busySeconds returns the time for which the machine's processors have worked, the kernel's own work for packets and iperf3 included: the only
+// figure that paths with and without a process of their own have in common.
+func busySeconds(b *tb) float64 {
+	stat, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		b.Fatal(err)
+	}
+	first, _, _ := strings.Cut(string(stat), "\n")
+	sum := 0.0
+	for i, field := range strings.Fields(first)[1:] { // user, nice, system, idle, iowait, irq, softirq, and times of others
+		if i == 3 || i == 4 || i > 6 {
+			continue
+		}
+		ticks, err := strconv.ParseFloat(field, 64)
+		if err != nil {
+			b.Fatal(err)
+		}
+		sum += ticks
+	}
+	return sum * (10 * time.Millisecond).Seconds() // USER_HZ is 100 everywhere
 }
 
 func (p *path) add(what string, value float64) { p.samples[what] = append(p.samples[what], value) }

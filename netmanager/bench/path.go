@@ -21,7 +21,7 @@ type path struct {
 }
 
 func allPaths(b *tb) []*path {
-	return append(append([]*path{rawPath(b), rawLocal(b), vxlanPath(b), barePath(b)}, overlayPaths(b)...), []*path{}...)
+	return append([]*path{rawPath(b), rawLocal(b), vxlanPath(b), barePath(b)}, overlayPaths(b)...)
 }
 
 func newPath(name, note string, client, server *nettest.Host, to netip.Addr) *path {

@@ -69,8 +69,8 @@ func runs(paths []*path) int {
 }
 
 func cell(samples []float64) string {
-	if len(samples) == 0 {
-		return ""
+	if len(samples) == 0 { // no process carries it
+		return "–"
 	}
 	switch v := median(samples); {
 	case v >= 100:

@@ -43,7 +43,11 @@ func (b *bench) connect(m *manager) (*client, error) {
 		fmt.Fprintf(b.log, "   the client has lost its connection, and Results that were sent meanwhile: %v\n", err)
 	})
 	opts.SetOnConnectHandler(func(mc mqtt.Client) {
-		mc.SubscribeMultiple(map[string]byte{"control/results/+": 1, messages.AllJobsFilter: 1, messages.AllNodesFilter: 1, "nodes/+/job": 1}, c.hear)
+		filters := map[string]byte{"control/results/+": 1, messages.AllJobsFilter: 1, messages.AllNodesFilter: 1, "nodes/+/job": 1}
+		if m.bare { // there is no manager that makes a node's status of its presence
+			filters["nodes/+/presence"] = 1
+		}
+		mc.SubscribeMultiple(filters, c.hear)
 	})
 	c.mqtt = mqtt.NewClient(m.streams.carry(opts, 0))
 	if token := c.mqtt.Connect(); !token.WaitTimeout(patience) || token.Error() != nil {
@@ -76,13 +80,12 @@ func (c *client) hear(_ mqtt.Client, m mqtt.Message) {
 	case messages.NodeStatusTopic:
 		var s messages.NodeStatus
 		if json.Unmarshal(m.Payload(), &s) == nil {
-			if c.nodes[t.Node] == messages.NodeOnline {
-				c.up--
-			}
-			if s.State == messages.NodeOnline {
-				c.up++
-			}
-			c.nodes[t.Node] = s.State
+			c.node(t.Node, s.State)
+		}
+	case messages.PresenceTopic:
+		var p messages.Presence
+		if json.Unmarshal(m.Payload(), &p) == nil {
+			c.node(t.Node, map[bool]messages.NodeState{true: messages.NodeOnline, false: messages.NodeAway}[p.Online])
 		}
 	case messages.NodeJobTopic:
 		var s messages.InstanceStatus
@@ -90,6 +93,17 @@ func (c *client) hear(_ mqtt.Client, m mqtt.Message) {
 			c.instance(s, now)
 		}
 	}
+}
+
+// node notes the state of a node; c.mu is held.
+func (c *client) node(id messages.NodeID, s messages.NodeState) {
+	if c.nodes[id] == messages.NodeOnline {
+		c.up--
+	}
+	if s == messages.NodeOnline {
+		c.up++
+	}
+	c.nodes[id] = s
 }
 
 // instance notes what a node says of an instance; c.mu is held.

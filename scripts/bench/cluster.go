@@ -147,6 +147,7 @@ type manager struct {
 	http, mqtt, data string
 	args             []string
 	streams          streams
+	bare             bool // it is the MQTT library's broker alone
 }
 
 func (b *bench) manager(ctx context.Context, flags ...string) (*manager, error) {
@@ -206,8 +207,55 @@ func (b *bench) overlayNode(ctx context.Context, m *manager, c *client, suffix s
 // usage is what the kernel says of a process.
 type usage struct {
 	rssMB   float64
+	peakMB  float64 // since the process began, or since forgetPeak
 	cpu     time.Duration
 	written float64 // bytes to disk
+	// What takes a look at more than the process itself is there in daemon.usage's answer only.
+	sent     float64 // bytes over TCP
+	children int
+}
+
+// usage returns all that is known of what a daemon has used.
+func (d *daemon) usage(ctx context.Context) (usage, error) {
+	pid := d.cmd.Process.Pid
+	u, err := usageOf(pid)
+	if err != nil {
+		return u, err
+	}
+	if u.sent, err = sentBy(ctx, pid); err != nil {
+		return u, err
+	}
+	u.children, err = children(pid)
+	return u, err
+}
+
+// forgetPeak has the kernel begin anew with the greatest memory of a process.
+func forgetPeak(pid int) error {
+	return os.WriteFile(filepath.Join("/proc", strconv.Itoa(pid), "clear_refs"), []byte("5"), 0)
+}
+
+// sentBy returns the bytes that the TCP connections of a process have carried out of it, without headers.
+func sentBy(ctx context.Context, pid int) (float64, error) {
+	out, err := exec.CommandContext(ctx, "ss", "-tinHpO", "state", "established").Output()
+	if err != nil {
+		return 0, fmt.Errorf("ss (apt-get install iproute2): %w", err)
+	}
+	sum := 0.0
+	for line := range strings.Lines(string(out)) {
+		if !strings.Contains(line, fmt.Sprintf("pid=%d,", pid)) {
+			continue
+		}
+		for word := range strings.FieldsSeq(line) {
+			if value, ok := strings.CutPrefix(word, "bytes_sent:"); ok {
+				n, err := strconv.ParseFloat(value, 64)
+				if err != nil {
+					return 0, err
+				}
+				sum += n
+			}
+		}
+	}
+	return sum, nil
 }
 
 func usageOf(pid int) (usage, error) {
@@ -219,7 +267,7 @@ func usageOf(pid int) (usage, error) {
 		return usage{}, err
 	}
 	var u usage
-	u.rssMB = field(status, "VmRSS:") / 1024
+	u.rssMB, u.peakMB = field(status, "VmRSS:")/1024, field(status, "VmHWM:")/1024
 	u.written = field(io, "write_bytes:")
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	const tick = 10 * time.Millisecond // USER_HZ is 100 on every architecture that we build for
@@ -299,6 +347,21 @@ func (d *docker) run(ctx context.Context) (string, error) {
 	id := fmt.Sprint(answer["Id"])
 	_, err = d.call(ctx, http.MethodPost, "/containers/"+id+"/start", nil)
 	return id, err
+}
+
+// events reads Docker's stream of events until ctx ends.
+func (d *docker) events(ctx context.Context) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/v1.41/events", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := d.http.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(io.Discard, resp.Body)
+	return err
 }
 
 func (d *docker) remove(ctx context.Context, id string) error {

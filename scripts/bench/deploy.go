@@ -29,7 +29,7 @@ func measureDeploy(ctx context.Context, b *bench) ([]figure, error) {
 		return nil, err
 	}
 	d := newDocker()
-	one, err := b.deploys(ctx, c, d, 1, b.runs)
+	one, err := b.deploys(ctx, c, d, node, 1, b.runs)
 	if err != nil {
 		return nil, err
 	}
@@ -40,32 +40,50 @@ func measureDeploy(ctx context.Context, b *bench) ([]figure, error) {
 			fmt.Fprintln(b.log, "  ", err)
 		}
 	})
-	many, err := b.deploys(ctx, c, d, 20, max(b.runs/2, 5))
+	many, err := b.deploys(ctx, c, d, node, 20, max(b.runs/2, 5))
 	if err != nil {
 		return nil, err
 	}
 	return []figure{
-		of("command published → container running", "ms", "≤ 1.10×", one[0]).over("Docker API create + start", one[0], one[1]),
-		of("20 commands at once → 20 containers running", "ms", "≤ 1.15×", many[0]).over("20 × Docker API create + start at once", many[0], many[1]),
+		of("command published → container running", "ms", "≤ 1.10×", one.own).over("Docker API create + start", one.own, one.floor),
+		of("20 commands at once → 20 containers running", "ms", "≤ 1.15×", many.own).over("20 × Docker API create + start at once", many.own, many.floor),
+		of("node engine with these 20, peak memory", "MB", "", many.peak).over("the same engine before them", many.peak, many.rest),
 	}, nil
 }
 
-// deploys takes n deploys at once and their floor, in turn, and returns the samples of both in milliseconds.
-func (b *bench) deploys(ctx context.Context, c *client, d *docker, n, runs int) (samples [2][]float64, err error) {
+// deploySamples are what deploys takes of each run.
+type deploySamples struct {
+	own, floor []float64 // milliseconds
+	rest, peak []float64 // memory of the engine before it and at most, in MB
+}
+
+// deploys takes n deploys at once and their floor, in turn.
+func (b *bench) deploys(ctx context.Context, c *client, d *docker, node *daemon, n, runs int) (s deploySamples, err error) {
 	for run := range runs + 1 { // the first is to warm up
+		if err := forgetPeak(node.cmd.Process.Pid); err != nil {
+			return s, err
+		}
+		before, err := usageOf(node.cmd.Process.Pid)
+		if err != nil {
+			return s, err
+		}
 		own, err := b.ownDeploys(ctx, c, n, run, "")
 		if err != nil {
-			return samples, err
+			return s, err
+		}
+		after, err := usageOf(node.cmd.Process.Pid)
+		if err != nil {
+			return s, err
 		}
 		floor, err := floorDeploys(ctx, d, n)
 		if err != nil {
-			return samples, err
+			return s, err
 		}
 		if run > 0 {
-			samples[0], samples[1] = append(samples[0], own), append(samples[1], floor)
+			s.own, s.floor, s.rest, s.peak = append(s.own, own), append(s.floor, floor), append(s.rest, before.rssMB), append(s.peak, after.peakMB)
 		}
 	}
-	return samples, nil
+	return s, nil
 }
 
 // ownDeploys takes n deploys at once on the node with this suffix, in milliseconds, and deletes what they have made.

@@ -62,28 +62,30 @@ func source(i int) net.Addr {
 // spareFiles is how many files bench and manager may have open beside the connections of nodes.
 const spareFiles = 500
 
-// fleetManager starts the manager of the fleet, and says in a note how the fleet is connected: each node by TCP, or over streams where one
-// process may not have as many files.
-func (b *bench) fleetManager(ctx context.Context) (m *manager, note string, err error) {
+// fleetStreams tells how the fleet is connected, with a note that says so: each node by TCP, or over streams where one process may not have as
+// many files.
+func (b *bench) fleetStreams() (streams bool, note string, err error) {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		return nil, "", err
+		return false, "", err
 	}
 	note = fmt.Sprintf("%d nodes", b.fleet)
 	if uint64(b.fleet)+spareFiles <= limit.Max {
-		m, err = b.manager(ctx)
-		return m, note, err
+		return false, note, nil
 	}
-	m, err = b.streamManager(ctx)
-	return m, fmt.Sprintf("%s, streams over %d connections, since one process may have %d files", note, 2*carriers, limit.Max), err
+	return true, fmt.Sprintf("%s, streams over %d connections, since one process may have %d files", note, 2*carriers, limit.Max), nil
 }
 
-// newBoard registers a simulated node over /init and opens its MQTT session.
+// newBoard registers a simulated node over /init, where there is a manager for that, and opens its MQTT session.
 func newBoard(ctx context.Context, m *manager, name string, number int) (*board, error) {
-	w, err := register(ctx, m, number, messages.NodeInfo{Name: messages.NodeID(name), Key: "key of " + name, Arch: "amd64", CPU: messages.CPUInfo{Cores: 8}, MemoryMB: 8192,
-		Technologies: []messages.TechnologyInfo{{Name: messages.Docker}}})
-	if err != nil {
-		return nil, fmt.Errorf("register %s: %w", name, err)
+	w := messages.Welcome{ID: messages.NodeID(name)}
+	if !m.bare {
+		var err error
+		w, err = register(ctx, m, number, messages.NodeInfo{Name: messages.NodeID(name), Key: "key of " + name, Arch: "amd64", CPU: messages.CPUInfo{Cores: 8}, MemoryMB: 8192,
+			Technologies: []messages.TechnologyInfo{{Name: messages.Docker}}})
+		if err != nil {
+			return nil, fmt.Errorf("register %s: %w", name, err)
+		}
 	}
 	n := &board{id: w.ID}
 	offline := messages.Encode(messages.Presence{})
@@ -214,48 +216,94 @@ func chatter(ctx context.Context, boards []*board) {
 	}
 }
 
-// measureFleet registers many nodes, lets them talk, and places jobs on them.
+// fleetSamples are what a fleet is measured by.
+type fleetSamples struct {
+	joined     []float64 // nodes a second
+	cores, rss []float64 // of the manager, while the nodes send telemetry; MB
+	placed     []float64 // instances a second
+}
+
+// measureFleet registers many nodes, lets them talk, and places jobs on them; before that the same nodes at the MQTT library's broker alone.
 func measureFleet(ctx context.Context, b *bench) ([]figure, error) {
-	m, note, err := b.fleetManager(ctx)
+	overStreams, note, err := b.fleetStreams()
 	if err != nil {
 		return nil, err
 	}
-	c, err := b.connect(m)
+	floor, err := b.fleetFloor(ctx, overStreams)
 	if err != nil {
 		return nil, err
 	}
-	boards, rates, err := b.joins(ctx, m, c)
+	start := b.manager
+	if overStreams {
+		start = func(ctx context.Context, _ ...string) (*manager, error) { return b.streamManager(ctx) }
+	}
+	m, err := start(ctx)
 	if err != nil {
 		return nil, err
 	}
-	talk, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	wg.Go(func() { chatter(talk, boards) })
-	if err := errors.Join(b.profile(ctx, m.daemon, "profile", "manager-telemetry"), b.profile(ctx, m.daemon, "heap", "manager-heap")); err != nil {
-		return nil, err
-	}
-	cores, rss, err := m.watch(ctx, 5, 2*fleetTelemetry)
+	own, err := b.liveFleet(ctx, m, func(c *client, _ []*board) ([]float64, error) { return b.placeRounds(ctx, m, c) })
 	if err != nil {
 		return nil, err
 	}
-	fmt.Fprintf(b.log, "   manager with telemetry: %s cores, %s MB\n", number(median(cores)), number(median(rss)))
-	placed, err := b.placeRounds(ctx, m, c)
-	cancel()
-	if err != nil {
-		return nil, err
-	}
+	const bare = "the MQTT library's broker alone"
 	figures := []figure{
-		of("nodes registered and online", "/s", "", rates),
-		of("manager with telemetry every 5 s", "cores", "≤ 1 at 10,000", cores),
-		of("manager with telemetry every 5 s, memory", "MB", "", rss),
-		of("instances placed and reported running", "/s", "", placed),
+		of("nodes registered and online", "/s", "", own.joined).over("connected to "+bare, own.joined, floor.joined),
+		of("manager with telemetry every 5 s", "cores", "≤ 1 at 10,000", own.cores).over(bare, own.cores, floor.cores),
+		of("manager with telemetry every 5 s, memory", "MB", "", own.rss).over(bare, own.rss, floor.rss),
+		of("instances placed and reported running", "/s", "", own.placed).over("as many assignments and answers through "+bare, own.placed, floor.placed),
 	}
 	for i := range figures {
 		figures[i].Note = note
 	}
 	return figures, nil
+}
+
+// fleetFloor takes the fleet's samples at the MQTT library's broker, and ends all that.
+func (b *bench) fleetFloor(ctx context.Context, overStreams bool) (fleetSamples, error) {
+	defer b.end()
+	m, err := b.bareFleet(ctx, overStreams)
+	if err != nil {
+		return fleetSamples{}, err
+	}
+	return b.liveFleet(ctx, m, func(c *client, boards []*board) (placed []float64, err error) {
+		for round := range 5 {
+			rate, err := placeBare(ctx, c, boards, b.fleet/10, round)
+			if err != nil {
+				return nil, err
+			}
+			placed = append(placed, rate)
+		}
+		return placed, nil
+	})
+}
+
+// liveFleet has the fleet join, send telemetry, and take what place gives it.
+func (b *bench) liveFleet(ctx context.Context, m *manager, place func(*client, []*board) ([]float64, error)) (s fleetSamples, err error) {
+	c, err := b.connect(m)
+	if err != nil {
+		return s, err
+	}
+	boards, joined, err := b.joins(ctx, m, c)
+	if err != nil {
+		return s, err
+	}
+	talk, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { chatter(talk, boards) })
+	if !m.bare {
+		if err := errors.Join(b.profile(ctx, m.daemon, "profile", "manager-telemetry"), b.profile(ctx, m.daemon, "heap", "manager-heap")); err != nil {
+			return s, err
+		}
+	}
+	s.joined = joined
+	if s.cores, s.rss, err = m.watch(ctx, 5, 2*fleetTelemetry); err != nil {
+		return s, err
+	}
+	fmt.Fprintf(b.log, "   with telemetry: %s cores, %s MB\n", number(median(s.cores)), number(median(s.rss)))
+	s.placed, err = place(c, boards)
+	return s, err
 }
 
 // joins registers the fleet in equal parts, and returns the nodes a second of each until all of it is online.
@@ -280,26 +328,54 @@ func (b *bench) joins(ctx context.Context, m *manager, c *client) (all []*board,
 
 // watch takes the processor time and memory of a daemon over some spans.
 func (d *daemon) watch(ctx context.Context, spans int, span time.Duration) (cores, rss []float64, err error) {
-	before, err := usageOf(d.cmd.Process.Pid)
+	all, err := watchAll(ctx, spans, span, d)
 	if err != nil {
 		return nil, nil, err
+	}
+	return all[0].cores, all[0].rss, nil
+}
+
+// watched is what a daemon has used in each span.
+type watched struct {
+	cores, rss []float64 // rss in MB, at the end of the span
+	written    []float64 // bytes an hour
+	uplink     []float64 // kbit/s over TCP, without headers
+	helpers    []float64 // processes that it has started and that run, at the end of the span
+}
+
+// watchAll watches daemons over the same spans.
+func watchAll(ctx context.Context, spans int, span time.Duration, daemons ...*daemon) ([]watched, error) {
+	all := make([]watched, len(daemons))
+	before := make([]usage, len(daemons))
+	for i, d := range daemons {
+		var err error
+		if before[i], err = d.usage(ctx); err != nil {
+			return nil, err
+		}
 	}
 	for range spans {
 		start := time.Now()
 		select {
 		case <-time.After(span):
 		case <-ctx.Done():
-			return nil, nil, ctx.Err()
+			return nil, ctx.Err()
 		}
-		now, err := usageOf(d.cmd.Process.Pid)
-		if err != nil {
-			return nil, nil, err
+		took := time.Since(start)
+		for i, d := range daemons {
+			now, err := d.usage(ctx)
+			if err != nil {
+				return nil, err
+			}
+			w := &all[i]
+			w.cores = append(w.cores, (now.cpu-before[i].cpu).Seconds()/took.Seconds())
+			w.rss = append(w.rss, now.rssMB)
+			w.written = append(w.written, (now.written-before[i].written)/took.Hours())
+			w.uplink = append(w.uplink, 8*(now.sent-before[i].sent)/took.Seconds()/1000)
+			w.helpers = append(w.helpers, float64(now.children))
+			before[i] = now
 		}
-		cores = append(cores, (now.cpu-before.cpu).Seconds()/time.Since(start).Seconds())
-		rss = append(rss, now.rssMB)
-		before = now
 	}
-	return cores, rss, nil
+	return all, nil
 }
 
 // placeRounds places and deletes as many jobs as there are nodes to ten, some times over.

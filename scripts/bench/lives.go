@@ -2,24 +2,44 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"skerry.internal/messages"
 )
 
-// measureIdle takes what a manager and a node engine with one instance use while nothing happens.
+// measureIdle takes what a manager and node engines with one instance use while nothing happens, all over the same spans, and beside them what a
+// program uses that has as many connections and does nothing with them.
 func measureIdle(ctx context.Context, b *bench) ([]figure, error) {
 	m, c, n, err := b.small(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.do(ctx, deploy(job("idle", 1))); err != nil {
+	const suffix = "-overlay"
+	on, err := b.overlayNode(ctx, m, c, suffix)
+	if err != nil {
+		return nil, err
+	}
+	rest, err := b.restingProgram(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	bare, err := b.bareManager(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := b.connect(bare); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(c.do(ctx, deployOn("", job("idle", 1))), c.do(ctx, deployOn(suffix, job("idle-overlay", 1)))); err != nil {
 		return nil, err
 	}
 	select { // what was started has come to rest
@@ -27,59 +47,22 @@ func measureIdle(ctx context.Context, b *bench) ([]figure, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	sent, err := b.uplink(ctx, m)
+	all, err := watchAll(ctx, 5, 30*time.Second, n, on, rest, m.daemon, bare.daemon)
 	if err != nil {
 		return nil, err
 	}
-	const span = 10 * time.Second
-	before, err := usageOf(n.cmd.Process.Pid)
-	if err != nil {
-		return nil, err
-	}
-	nodeCPU, nodeRSS, err := n.watch(ctx, 5, span)
-	if err != nil {
-		return nil, err
-	}
-	managerCPU, managerRSS, err := m.watch(ctx, 5, span)
-	if err != nil {
-		return nil, err
-	}
-	after, err := usageOf(n.cmd.Process.Pid)
-	if err != nil {
-		return nil, err
-	}
-	helpers, err := children(n.cmd.Process.Pid)
-	if err != nil {
-		return nil, err
-	}
-	withOverlay, err := b.idleOverlay(ctx, m, c)
-	if err != nil {
-		return nil, err
-	}
+	engine, overlay, resting, manager, broker := all[0], all[1], all[2], all[3], all[4]
+	const does, alone = "a Go program with an MQTT session and Docker's events", "the MQTT library's broker alone"
 	return []figure{
-		of("node engine idle, memory", "MB", "≤ 25", nodeRSS),
-		of("node engine idle with the overlay and one instance on it, memory", "MB", "≤ 25", withOverlay),
-		of("node engine idle, processor", "% of one", "≤ 0.2", percent(nodeCPU)),
-		of("node engine idle, written to disk", "bytes/h", "0", []float64{(after.written - before.written) * float64(time.Hour) / float64(10*span)}),
-		of("node engine idle, uplink", "kbit/s", "≤ 0.5", []float64{sent}),
-		of("manager with broker idle, memory", "MB", "≤ 40", managerRSS),
-		of("manager with broker idle, processor", "% of one", "", percent(managerCPU)),
-		of("helper processes per workload", "", "0", []float64{float64(helpers)}),
+		of("node engine idle, memory", "MB", "≤ 25", engine.rss).over(does, engine.rss, resting.rss),
+		of("node engine idle with the overlay and one instance on it, memory", "MB", "≤ 25", overlay.rss).over(does, overlay.rss, resting.rss),
+		of("node engine idle, processor", "% of one", "≤ 0.2", percent(engine.cores)).over(does, percent(engine.cores), percent(resting.cores)),
+		of("node engine idle, written to disk", "bytes/h", "0", engine.written).over(does, engine.written, resting.written),
+		of("node engine idle, uplink", "kbit/s", "≤ 0.5", engine.uplink).over(does, engine.uplink, resting.uplink),
+		of("helper processes per workload", "", "0", engine.helpers).over(does, engine.helpers, resting.helpers),
+		of("manager with broker idle, memory", "MB", "≤ 40", manager.rss).over(alone, manager.rss, broker.rss),
+		of("manager with broker idle, processor", "% of one", "", percent(manager.cores)).over(alone, percent(manager.cores), percent(broker.cores)),
 	}, nil
-}
-
-// idleOverlay takes what a second node engine uses that is in the overlay, with one instance.
-func (b *bench) idleOverlay(ctx context.Context, m *manager, c *client) ([]float64, error) {
-	const suffix = "-overlay"
-	n, err := b.overlayNode(ctx, m, c, suffix)
-	if err != nil {
-		return nil, err
-	}
-	if err := c.do(ctx, deployOn(suffix, job("idle-overlay", 1))); err != nil {
-		return nil, err
-	}
-	_, rss, err := n.watch(ctx, 5, 5*time.Second)
-	return rss, err
 }
 
 func percent(cores []float64) []float64 {
@@ -94,22 +77,6 @@ func percent(cores []float64) []float64 {
 func children(pid int) (int, error) {
 	out, err := exec.Command("sh", "-c", "cat /proc/"+strconv.Itoa(pid)+"/task/*/children").Output() //nolint:noctx // a moment
 	return len(strings.Fields(string(out))), err
-}
-
-// uplink listens for a minute to all that the node publishes and returns its payload and topic bits a second.
-func (b *bench) uplink(ctx context.Context, m *manager) (float64, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	host, port, _ := strings.Cut(m.mqtt, ":")
-	var out strings.Builder
-	cmd := exec.CommandContext(ctx, "mosquitto_sub", "-h", host, "-p", port, "-R", "-t", "nodes/"+nodeName+"/presence", "-t", "nodes/"+nodeName+"/job", "-t", "nodes/"+nodeName+"/information", "-v")
-	cmd.Stdout = &out
-	start := time.Now()
-	_ = cmd.Run() // ended by ctx
-	if ctx.Err() != nil && time.Since(start) < 50*time.Second {
-		return 0, ctx.Err()
-	}
-	return float64(8*out.Len()) / time.Since(start).Seconds() / 1000, nil
 }
 
 // small starts a manager, a client and one real node.
@@ -219,40 +186,52 @@ func startAll(ctx context.Context, d *docker, ids []string) (float64, error) {
 	return milliseconds(time.Since(start)), nil
 }
 
-// measureRecover kills a manager of a hundred nodes and takes the time from its start until each node is online again, and a command to
-// each is done.
+// measureRecover kills a manager of a hundred nodes and takes the time from its start until each node is online again, in turn with the same
+// for the MQTT library's broker.
 func measureRecover(ctx context.Context, b *bench) ([]figure, error) {
-	const count, prefix = 100, "rec-"
-	m, err := b.manager(ctx)
-	if err != nil {
-		return nil, err
+	const count = 100
+	managers := make([]*manager, 2)
+	clients := make([]*client, 2)
+	for i, start := range []func(context.Context, ...string) (*manager, error){b.manager, b.bareManager} {
+		var err error
+		if managers[i], err = start(ctx); err != nil {
+			return nil, err
+		}
+		if clients[i], err = b.connect(managers[i]); err != nil {
+			return nil, err
+		}
+		if _, err := b.simulate(ctx, managers[i], 0, count, "rec-"); err != nil {
+			return nil, err
+		}
 	}
-	c, err := b.connect(m)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := b.simulate(ctx, m, 0, count, prefix); err != nil {
-		return nil, err
-	}
-	if err := eventually(ctx, "every node online", func() bool { return c.count() == count }); err != nil {
-		return nil, err
-	}
-	var samples []float64
+	samples := make([][]float64, 2)
 	for range max(b.runs/2, 5) {
-		m.kill()
-		c.forget()
-		start := time.Now()
-		if err := b.restart(ctx, m); err != nil {
-			return nil, err
+		for i, m := range managers {
+			took, err := b.recoverOnce(ctx, m, clients[i], count)
+			if err != nil {
+				return nil, err
+			}
+			samples[i] = append(samples[i], took)
 		}
-		if err := eventually(ctx, "every node online again", func() bool { return c.count() == count }); err != nil {
-			return nil, err
-		}
-		samples = append(samples, milliseconds(time.Since(start)))
 	}
-	f := of("manager killed → every node under control again", "ms", "≤ 3,000", samples)
+	f := of("manager killed → every node under control again", "ms", "≤ 3,000", samples[0]).over("the MQTT library's broker killed → every node connected again", samples[0], samples[1])
 	f.Note = fmt.Sprintf("%d nodes", count)
 	return []figure{f}, nil
+}
+
+// recoverOnce kills a manager once all its nodes are online, and returns the milliseconds from its start until they are again.
+func (b *bench) recoverOnce(ctx context.Context, m *manager, c *client, count int) (float64, error) {
+	if err := eventually(ctx, "every node online", func() bool { return c.count() == count }); err != nil {
+		return 0, err
+	}
+	m.kill()
+	c.forget()
+	start := time.Now()
+	if err := b.restart(ctx, m); err != nil {
+		return 0, err
+	}
+	err := eventually(ctx, "every node online again", func() bool { return c.count() == count })
+	return milliseconds(time.Since(start)), err
 }
 
 // measureMove moves a service between two nodes while a client keeps asking it, and counts the requests that no copy answered.
@@ -272,28 +251,34 @@ func measureMove(ctx context.Context, b *bench) ([]figure, error) {
 	}
 	ask, cancel := context.WithCancel(ctx)
 	defer cancel()
-	counts := make(chan [2]int, 1)
-	go func() { counts <- asking(ask, c, "move") }()
+	var asked asked
+	var wg sync.WaitGroup
+	wg.Go(func() { asked.ask(ask, c, "move") })
+	var requests, failed []float64
 	from, to := nodeName, nodeName+"-2"
 	if c.job("move").Instances[0].Node != messages.NodeID(from) {
 		from, to = to, from
 	}
 	for range max(b.runs/2, 5) {
 		cmd := messages.Command{Command: messages.Move, Job: messages.Job{Name: "move"}, From: []messages.NodeID{messages.NodeID(from)}, Worker: []messages.NodeID{messages.NodeID(to)}}
+		beforeAll, beforeFailed := asked.all.Load(), asked.failed.Load()
 		if err := c.do(ctx, cmd); err != nil {
 			return nil, err
 		}
+		requests = append(requests, float64(asked.all.Load()-beforeAll))
+		failed = append(failed, float64(asked.failed.Load()-beforeFailed))
 		from, to = to, from
 	}
 	cancel()
-	count := <-counts
-	f := of("requests that failed during moves", "", "0", []float64{float64(count[1])})
-	f.Note = fmt.Sprintf("%d requests, %d moves", count[0], max(b.runs/2, 5))
-	return []figure{f}, nil
+	wg.Wait()
+	return []figure{of("requests during a move", "", "", requests), of("requests that failed during a move", "", "0", failed)}, nil
 }
 
-// asking requests whichever copy is healthy until ctx ends, and returns how many requests there were and how many failed.
-func asking(ctx context.Context, c *client, name messages.JobName) (count [2]int) {
+// asked counts requests.
+type asked struct{ all, failed atomic.Int64 }
+
+// ask requests whichever copy is healthy until ctx ends.
+func (a *asked) ask(ctx context.Context, c *client, name messages.JobName) {
 	web := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	for ctx.Err() == nil {
 		ok := false
@@ -304,14 +289,13 @@ func asking(ctx context.Context, c *client, name messages.JobName) (count [2]int
 			ok = get(ctx, web, i.Ports[0].Host) == nil
 		}
 		if ctx.Err() != nil {
-			return count
+			return
 		}
-		count[0]++
+		a.all.Add(1)
 		if !ok {
-			count[1]++
+			a.failed.Add(1)
 		}
 	}
-	return count
 }
 
 func get(ctx context.Context, web *http.Client, port int) error {
@@ -344,7 +328,8 @@ func measureLoss(ctx context.Context, b *bench) ([]figure, error) {
 	if err := c.do(ctx, deploy(job("loss", 1))); err != nil {
 		return nil, err
 	}
-	var samples []float64
+	d := newDocker()
+	var samples, floor []float64
 	for generation := 1; len(samples) < max(b.runs/2, 5); generation++ {
 		on := string(c.job("loss").Instances[0].Node)
 		start := time.Now()
@@ -355,13 +340,18 @@ func measureLoss(ctx context.Context, b *bench) ([]figure, error) {
 		}
 		at, _ := c.upSince(id)
 		samples = append(samples, milliseconds(at.Sub(start)-lostAfter))
+		plain, err := floorDeploys(ctx, d, 1)
+		if err != nil {
+			return nil, err
+		}
+		floor = append(floor, plain)
 		if engines[on], err = b.node(ctx, m, c, strings.TrimPrefix(on, nodeName)); err != nil {
 			return nil, err
 		}
-		err := eventually(ctx, "one copy", func() bool { s := c.job("loss"); return s.State == messages.JobRunning && len(s.Instances) == 1 })
+		err = eventually(ctx, "one copy", func() bool { s := c.job("loss"); return s.State == messages.JobRunning && len(s.Instances) == 1 })
 		if err != nil {
 			return nil, err
 		}
 	}
-	return []figure{of("node lost → its instance runs elsewhere, beyond lost_after", "ms", "≤ 2,000", samples)}, nil
+	return []figure{of("node lost → its instance runs elsewhere, beyond lost_after", "ms", "≤ 2,000", samples).over("Docker API create + start", samples, floor)}, nil
 }

@@ -53,6 +53,7 @@ func measurements() []measurement {
 		{"deploy", "a command until its container runs", measureDeploy},
 		{"overlay", "the same on the overlay", measureOverlay},
 		{"commands", "commands acknowledged a second", measureCommands},
+		{"placements", "placements a second through the manager's core", measurePlacements},
 		{"fleet", "many simulated nodes on one manager", measureFleet},
 		{"idle", "what idle daemons use", measureIdle},
 		{"boot", "a node's containers back without a manager", measureBoot},
@@ -63,8 +64,10 @@ func measurements() []measurement {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	if len(args) > 0 && args[0] == serveMode {
-		return serveManager(ctx, args[1:], stderr)
+	if len(args) > 0 {
+		if serve, ok := map[string]func(context.Context, []string, io.Writer) error{serveMode: serveManager, bareMode: serveBare, restMode: serveRest}[args[0]]; ok {
+			return serve(ctx, args[1:], stderr)
+		}
 	}
 	var o options
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
@@ -73,9 +76,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	fs.StringVar(&o.only, "only", "", "measure only these, separated by commas")
 	fs.IntVar(&o.runs, "runs", 7, "how often each figure is taken; at least 5 for one to quote")
 	fs.IntVar(&o.fleet, "fleet", 10_000, "simulated nodes")
-	fs.StringVar(&o.out, "out", "", "write the results as JSON to this file")
+	fs.StringVar(&o.out, "out", "", "write the results as JSON to this file; with -only, what was not measured stays")
 	fs.StringVar(&o.compare, "compare", "", "print the change against this JSON file")
-	fs.StringVar(&o.readme, "readme", "", "replace the table in this Markdown file")
+	fs.StringVar(&o.readme, "readme", "", "replace the table in this Markdown file; with -only, what was not measured stays as -out has it")
 	fs.StringVar(&o.profiles, "profiles", "", "leave profiles of the daemons and their flame graphs in this folder; the figures are not to be quoted then")
 	if err := fs.Parse(args); err != nil {
 		return err

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"runtime"
@@ -26,9 +28,11 @@ type figure struct {
 	// Floor is the median of the same work without Skerry, in the same unit; 0: there is none.
 	Floor     float64 `json:"floor,omitempty"`
 	FloorName string  `json:"floor_name,omitempty"`
-	// Ratio is the median of the ratios run by run; 0: no floor.
+	// Ratio is the median of the ratios run by run, or that of the medians where a run's floor was 0; 0: no floor, or one of 0.
 	Ratio float64 `json:"ratio,omitempty"`
 	Note  string  `json:"note,omitempty"`
+	// Commit is where it was measured, if not at the report's.
+	Commit string `json:"commit,omitempty"`
 }
 
 // of makes a figure of samples.
@@ -38,11 +42,18 @@ func of(name, unit, goal string, samples []float64) figure {
 
 // over adds the floor's samples, taken in turn with the figure's own.
 func (f figure) over(name string, own, floor []float64) figure {
+	f.Floor, f.FloorName = median(floor), name
+	if slices.Min(floor) == 0 { // too little to be seen in each run, or nothing at all, which has no ratio
+		if f.Floor > 0 {
+			f.Ratio = f.Value / f.Floor
+		}
+		return f
+	}
 	ratios := make([]float64, len(own))
 	for i := range own {
 		ratios[i] = own[i] / floor[i]
 	}
-	f.Floor, f.FloorName, f.Ratio = median(floor), name, median(ratios)
+	f.Ratio = median(ratios)
 	return f
 }
 
@@ -73,6 +84,8 @@ func number(v float64) string {
 		return fmt.Sprintf("%.0f", v)
 	case v >= 10:
 		return fmt.Sprintf("%.1f", v)
+	case v > 0 && v < 0.1:
+		return fmt.Sprintf("%.3f", v)
 	default:
 		return fmt.Sprintf("%.2f", v)
 	}
@@ -132,12 +145,15 @@ func (r *report) table() string {
 	b.WriteString("| figure | median | range (runs) | floor in the same run | ratio | goal |\n|---|---|---|---|---|---|\n")
 	for _, f := range r.Figures {
 		floor, ratio := "", ""
+		if f.FloorName != "" {
+			floor = fmt.Sprintf("%s %s: %s", number(f.Floor), f.Unit, f.FloorName)
+		}
 		if f.Ratio > 0 {
-			floor, ratio = fmt.Sprintf("%s %s: %s", number(f.Floor), f.Unit, f.FloorName), fmt.Sprintf("%.2f×", f.Ratio)
+			ratio = fmt.Sprintf("%.2f×", f.Ratio)
 		}
 		name := f.Name
-		if f.Note != "" {
-			name += " (" + f.Note + ")"
+		if notes := slices.DeleteFunc([]string{f.Note, f.Commit}, func(s string) bool { return s == "" }); len(notes) > 0 {
+			name += " (" + strings.Join(notes, "; ") + ")"
 		}
 		fmt.Fprintf(&b, "| %s | %s %s | %s–%s (%d) | %s | %s | %s |\n", name, number(f.Value), f.Unit, number(f.Min), number(f.Max), f.Runs, floor, ratio, f.Goal)
 	}
@@ -147,6 +163,11 @@ func (r *report) table() string {
 // deliver prints the table and writes the files that were asked for.
 func (r *report) deliver(o options, stdout io.Writer) error {
 	fmt.Fprintln(stdout, r.table())
+	if o.only != "" && o.out != "" {
+		if err := r.keep(o.out); err != nil {
+			return err
+		}
+	}
 	if o.compare != "" {
 		if err := r.compare(o.compare, stdout); err != nil {
 			return err
@@ -164,6 +185,40 @@ func (r *report) deliver(o options, stdout io.Writer) error {
 	if o.readme != "" {
 		return r.insert(o.readme)
 	}
+	return nil
+}
+
+// keep takes from an earlier report what was not measured this time, each figure at its place.
+func (r *report) keep(path string) error {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var old report
+	if err := json.Unmarshal(b, &old); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	same := func(f figure) func(figure) bool {
+		return func(g figure) bool { return f.Name == g.Name && f.Note == g.Note }
+	}
+	var figures []figure
+	for _, f := range old.Figures {
+		if at := slices.IndexFunc(r.Figures, same(f)); at >= 0 {
+			f = r.Figures[at]
+		} else if f.Commit == "" && old.Commit != r.Commit {
+			f.Commit = "at " + old.Commit
+		}
+		figures = append(figures, f)
+	}
+	for _, f := range r.Figures {
+		if !slices.ContainsFunc(figures, same(f)) {
+			figures = append(figures, f)
+		}
+	}
+	r.Figures = figures
 	return nil
 }
 
@@ -199,7 +254,7 @@ func (r *report) compare(path string, stdout io.Writer) error {
 	}
 	fmt.Fprintf(stdout, "Against %s, commit %s, %s:\n", old.Date, old.Commit, old.Machine)
 	for _, f := range r.Figures {
-		at := slices.IndexFunc(old.Figures, func(o figure) bool { return o.Name == f.Name })
+		at := slices.IndexFunc(old.Figures, func(o figure) bool { return o.Name == f.Name && o.Note == f.Note })
 		if at < 0 {
 			fmt.Fprintf(stdout, "  %-60s new\n", f.Name)
 			continue

@@ -63,23 +63,28 @@ func (b *bench) streamManager(ctx context.Context) (*manager, error) {
 	if err := b.restart(ctx, m); err != nil {
 		return nil, err
 	}
+	return m, b.openStreams(ctx, m, m.http, m.mqtt)
+}
+
+// openStreams opens the connections that carry the streams to the addresses of a manager.
+func (b *bench) openStreams(ctx context.Context, m *manager, addrs ...string) error {
 	m.streams = streams{}
-	for _, addr := range []string{m.http, m.mqtt} {
+	for _, addr := range addrs {
 		for range carriers {
 			var d net.Dialer
 			conn, err := d.DialContext(ctx, "tcp", addr)
 			if err != nil {
-				return nil, err
+				return err
 			}
 			session, err := yamux.Client(conn, carrierConfig())
 			if err != nil {
-				return nil, err
+				return err
 			}
 			b.closers = append(b.closers, func() { _ = session.Close() })
 			m.streams[addr] = append(m.streams[addr], session)
 		}
 	}
-	return m, nil
+	return nil
 }
 
 // serveMode is the first argument by which bench starts itself as a manager.
