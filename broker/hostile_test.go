@@ -105,12 +105,12 @@ func TestDeepTopicsAreRefused(t *testing.T) {
 		theirs = time.Since(began)
 	})
 	b, addr := start(t, open())
-	ours := took(addr)
+	ours := min(took(addr), took(addr), took(addr)) // each may have waited for another program
 	t.Logf("one SUBSCRIBE of 10,000 levels takes the stock server %v, a publish is refused by ours in %v", theirs, ours)
 	if theirs < 20*ours {
 		t.Errorf("stock %v, ours %v: this defect is gone", theirs, ours)
 	}
-	if b.Stats().Refused != 1 {
+	if b.Stats().Refused != 3 {
 		t.Errorf("%+v", b.Stats())
 	}
 }
