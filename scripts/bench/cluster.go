@@ -27,6 +27,7 @@ type bench struct {
 	log      io.Writer
 	started  []*daemon
 	closers  []func()
+	nodes    []string // names of engines that may have made containers
 	links    []string // data directories of engines that may have made links of the overlay
 	numbered int
 }
@@ -34,7 +35,7 @@ type bench struct {
 // close ends everything that was started and removes its containers.
 func (b *bench) close() {
 	b.end()
-	removeContainers("skerry.node=" + nodeName)
+	removeContainers("skerry.node=" + nodeName) // those of the floors too
 }
 
 // end ends everything that was started, the newest first.
@@ -45,12 +46,15 @@ func (b *bench) end() {
 	for _, d := range slices.Backward(b.started) {
 		d.stop()
 	}
+	for _, name := range b.nodes { // once no engine is left that would make them again
+		removeContainers("skerry.node=" + name)
+	}
 	for _, data := range b.links {
 		if out, err := exec.Command(filepath.Join(b.bin, "node-engine"), "--clean-up", "--data", data).CombinedOutput(); err != nil { //nolint:noctx // also after an interrupt
 			fmt.Fprintf(b.log, "   clean-up of %s: %s: %s\n", data, err, out)
 		}
 	}
-	b.started, b.closers, b.links = nil, nil, nil
+	b.started, b.closers, b.nodes, b.links = nil, nil, nil, nil
 }
 
 // nodeName begins the name of every real node that bench starts, so that its containers can be told from others.
@@ -189,7 +193,7 @@ func (b *bench) node(ctx context.Context, m *manager, c *client, suffix string, 
 	if err != nil {
 		return nil, err
 	}
-	b.closers = append(b.closers, func() { removeContainers("skerry.node=" + name) })
+	b.nodes = append(b.nodes, name)
 	return d, eventually(ctx, name+" online", func() bool { return c.online(name) })
 }
 
