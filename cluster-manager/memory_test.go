@@ -7,34 +7,49 @@ import (
 )
 
 func TestMemoryThere(t *testing.T) {
-	dir := t.TempDir()
-	write := func(name, content string) string {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	machine := write("meminfo", "Foo: 1 kB\nMemTotal:       2048 kB\nMemFree: 3 kB\n")
-	none := filepath.Join(dir, "none")
-	for _, c := range []struct {
-		meminfo, group string
-		want           int64
+	const gib = int64(1) << 30
+	const machine = "MemFree: 1 kB\nMemTotal:       4194304 kB\n"
+	for name, c := range map[string]struct {
+		files map[string]string
+		want  int64
 	}{
-		{machine, none, 2 << 20},
-		{machine, write("max", "max\n"), 2 << 20},
-		{machine, write("small", "1048576\n"), 1 << 20},
-		{machine, write("large", "99999999\n"), 2 << 20},
-		{machine, write("odd", "-5"), 2 << 20},
-		{none, write("alone", "4096"), 4096},
-		{write("bad", "MemTotal: many"), none, 0},
-		{none, none, 0},
+		"nothing to read":        {nil, 0},
+		"a machine":              {map[string]string{"proc/meminfo": machine}, 4 * gib},
+		"no number":              {map[string]string{"proc/meminfo": "MemTotal: many"}, 0},
+		"no line":                {map[string]string{"proc/meminfo": "Mem"}, 0},
+		"a number without bound": {map[string]string{"proc/meminfo": "MemTotal: 9223372036854775807 kB"}, 1 << 60},
+		"a group at the top": {map[string]string{"proc/meminfo": machine, "proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "1073741824\n"},
+			gib},
+		"a group without a limit": {map[string]string{"proc/meminfo": machine, "proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n"}, 4 * gib},
+		"a group wider than the machine": {map[string]string{"proc/meminfo": machine, "proc/self/cgroup": "0::/\n",
+			"sys/fs/cgroup/memory.max": "1099511627776\n"}, 4 * gib},
+		"a unit's": {map[string]string{"proc/meminfo": machine, "proc/self/cgroup": "0::/system.slice/skerry.service\n",
+			"sys/fs/cgroup/system.slice/skerry.service/memory.max": "536870912\n", "sys/fs/cgroup/system.slice/memory.max": "1073741824\n"}, gib / 2},
+		"that of a unit's slice": {map[string]string{"proc/meminfo": machine, "proc/self/cgroup": "0::/system.slice/skerry.service\n",
+			"sys/fs/cgroup/system.slice/skerry.service/memory.max": "max\n", "sys/fs/cgroup/system.slice/memory.max": "1073741824\n"}, gib},
+		"where it is slowed down": {map[string]string{"proc/meminfo": machine, "proc/self/cgroup": "0::/u\n", "sys/fs/cgroup/u/memory.max": "max\n",
+			"sys/fs/cgroup/u/memory.high": "268435456\n"}, gib / 4},
+		"version 1": {map[string]string{"proc/meminfo": machine, "proc/self/cgroup": "3:cpu:/a\n4:hugetlb,memory:/docker/1\n",
+			"sys/fs/cgroup/memory/docker/1/memory.limit_in_bytes": "536870912\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}, gib / 2},
+		"version 1, seen from within": {map[string]string{"proc/meminfo": machine, "proc/self/cgroup": "4:memory:/docker/1\n0::/\n",
+			"sys/fs/cgroup/memory/memory.limit_in_bytes": "536870912\n"}, gib / 2},
+		"lines that are none": {map[string]string{"proc/meminfo": machine, "proc/self/cgroup": "\n:\n0:memory\n0::\n", "sys/fs/cgroup/memory.max": "-1\n"}, 4 * gib},
 	} {
-		if got := memoryThere(c.meminfo, c.group); got != c.want {
-			t.Errorf("%s, %s: got %d, want %d", filepath.Base(c.meminfo), filepath.Base(c.group), got, c.want)
+		root := t.TempDir()
+		for path, content := range c.files {
+			full := filepath.Join(root, path)
+			if err := os.MkdirAll(filepath.Dir(full), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(full, []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := memoryThere(root); got != c.want {
+			t.Errorf("%s: got %d, want %d", name, got, c.want)
 		}
 	}
-	if got := memoryThere("/proc/meminfo", none); got < 64<<20 {
+	if got := memoryThere("/"); got < 64<<20 {
 		t.Errorf("this machine: %d bytes", got)
 	}
 }
