@@ -37,7 +37,7 @@ func fill(t *testing.T, dir string) (release func()) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	left := 4 << 20 // more than any small disk of these tests has
+	left := 1 << 30 // more than any small disk of these tests has
 	for size := 64 << 10; size > 0; size /= 2 {
 		for err = nil; err == nil; left -= size {
 			if left < 0 {
