@@ -97,13 +97,16 @@ func (l *lab) tryAsk(job messages.JobName, target string, times int) (asked, err
 }
 
 // askBy lets a container of the job do what the values say: see the workload's get.
-func (l *lab) askBy(job messages.JobName, how url.Values) (asked, error) {
+func (l *lab) askBy(job messages.JobName, how url.Values) (asked, error) { return l.askOf(job, 0, how) }
+
+// askOf has one of the job's copies do it.
+func (l *lab) askOf(job messages.JobName, copy int, how url.Values) (asked, error) {
 	var a asked
 	s, _ := l.job(job)
-	if len(s.Instances) == 0 {
-		return a, fmt.Errorf("%s has no instance", job)
+	if len(s.Instances) <= copy {
+		return a, fmt.Errorf("%s has %d instances", job, len(s.Instances))
 	}
-	i := s.Instances[0]
+	i := s.Instances[copy]
 	resp, err := l.client4(i.Node).Get(fmt.Sprintf("http://%s:8080/get?%s", i.Address, how.Encode()))
 	if err != nil {
 		return a, err
@@ -182,48 +185,73 @@ func TestMoveByServiceName(t *testing.T) {
 	t.Parallel()
 	l := newNetworkLab(t, "a", "b", "c")
 	l.serve("web", 2, l.id("a"))
-	l.serve("client", 1, l.id("c"))
+	l.serve("client", 2, l.id("c"))
 	before, _ := l.job("web")
-	var requests, failed atomic.Int64
-	var problems sync.Map
+	type target struct {
+		name             string
+		says             string // how each answer begins
+		requests, failed atomic.Int64
+		problems         sync.Map
+	}
+	targets := []*target{{name: "web.skerry.internal", says: "web."}, {name: "0.web.skerry.internal", says: "web.0."}}
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			select {
-			case <-stop:
-				return
-			default:
+	for copy, to := range targets { // each has a copy of the client of its own
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				got, err := l.askOf("client", copy, url.Values{"url": {"http://" + to.name + ":8080/"}, "times": {"50"}})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				to.requests.Add(50)
+				to.failed.Add(int64(got.Failed))
+				for answer := range got.Seen {
+					if !strings.HasPrefix(answer, to.says) {
+						to.problems.Store(answer, true)
+					}
+				}
 			}
-			got, err := l.tryAsk("client", "http://web.skerry.internal:8080/", 100)
-			if err != nil {
-				t.Error(err)
-				return
+		})
+	}
+	during := func(what string, cmd messages.Command) { // there have to be requests while it happens
+		begun := []int64{targets[0].requests.Load(), targets[1].requests.Load()}
+		l.do(cmd)
+		for i, to := range targets {
+			n := to.requests.Load() - begun[i]
+			t.Logf("%d requests to %s during the %s", n, to.name, what)
+			if n == 0 {
+				t.Errorf("%d requests to %s during the %s: nothing is shown", n, to.name, what)
 			}
-			requests.Add(100)
-			failed.Add(int64(got.Failed))
-			for answer := range got.Seen {
-				if !strings.HasPrefix(answer, "web.") {
-					problems.Store(answer, true)
+		}
+	}
+	enough := func() bool { return targets[0].requests.Load()+targets[1].requests.Load() >= 10_000 || t.Failed() }
+	from, to := l.id("a"), l.id("b")
+	for round := 1; round == 1 || !enough(); round++ {
+		during("move", messages.Command{Command: messages.Move, Job: messages.Job{Name: "web"}, From: []messages.NodeID{from}, Worker: []messages.NodeID{to}})
+		if round == 1 {
+			after, _ := l.job("web")
+			for i := range before.Instances {
+				if before.Instances[i].Address == after.Instances[i].Address {
+					t.Errorf("%s and %s have one address: nothing was moved", before.Instances[i].Instance, after.Instances[i].Instance)
 				}
 			}
 		}
-	})
-	l.do(messages.Command{Command: messages.Move, Job: messages.Job{Name: "web"}, From: []messages.NodeID{l.id("a")}, Worker: []messages.NodeID{l.id("b")}})
-	changed := app("web", 2, map[string]string{"MODE": "changed"})
-	l.do(deployCommand(changed, l.id("b")))
-	l.eventually("10,000 requests", func() bool { return requests.Load() >= 10_000 || t.Failed() })
+		during("rolling change", deployCommand(app("web", 2, map[string]string{"MODE": strconv.Itoa(round)}), to))
+		from, to = to, from
+	}
 	close(stop)
 	wg.Wait()
-	if failed.Load() > 0 {
-		t.Errorf("%d of %d requests failed", failed.Load(), requests.Load())
-		problems.Range(func(k, _ any) bool { t.Log(k); return true })
-	}
-	after, _ := l.job("web")
-	for i := range before.Instances {
-		if before.Instances[i].Address == after.Instances[i].Address {
-			t.Errorf("%s and %s have one address: nothing was moved", before.Instances[i].Instance, after.Instances[i].Instance)
+	for _, to := range targets {
+		if to.failed.Load() > 0 {
+			t.Errorf("%d of %d requests to %s failed", to.failed.Load(), to.requests.Load(), to.name)
 		}
+		to.problems.Range(func(k, _ any) bool { t.Errorf("%s answered %q", to.name, k); return true })
 	}
 }
 
