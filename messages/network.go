@@ -57,7 +57,7 @@ type Endpoints struct {
 	Endpoints []string `json:"endpoints"`
 	NAT       string   `json:"nat,omitempty"`        // none, cone, symmetric or blocked, as far as it is known
 	RelayOnly bool     `json:"relay_only,omitempty"` // no datagram gets through: peers need not try
-	Reason    string   `json:"reason,omitempty"`     // why there is no tunnel
+	Reason    string   `json:"reason,omitempty"`     // why there is no tunnel, or, beside a key, why it cannot be used now
 }
 
 // Interest is the whole set of services that a node wants to hear of, besides those that its own instances belong to, which it is told

@@ -323,7 +323,7 @@ func (c *Core) planJob(j *cluster.Job, now time.Time) {
 func (c *Core) input(j *cluster.Job, now time.Time) reconcile.Input {
 	want := c.want(j)
 	return reconcile.Input{Job: j, Now: now, LostAfter: c.lostAfter(j), Node: func(id messages.NodeID) reconcile.Liveness {
-		return reconcile.Liveness{Away: c.leases.Away(id, now), Allowed: c.table.Allows(id, &want)}
+		return reconcile.Liveness{Away: c.leases.Away(id, now), Allowed: c.table.Allows(id, &want), Blocked: !c.table.Overlays(id, &want)}
 	}}
 }
 

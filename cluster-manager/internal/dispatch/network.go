@@ -46,12 +46,20 @@ func (c *Core) Endpoints(id messages.NodeID, e messages.Endpoints, now time.Time
 
 func (c *Core) endpoints(id messages.NodeID, e messages.Endpoints) {
 	n := c.st.Nodes[id]
-	if n == nil || n.Info.Key == "" || !c.net.Endpoints(n, e) {
+	if n == nil || n.Info.Key == "" {
+		return
+	}
+	_, was := c.net.Up(n)
+	if !c.net.Endpoints(n, e) {
 		return
 	}
 	c.st.PutNode(n)
 	c.nodeChanged(n)
-	c.touchWaiting() // a job that wants the overlay
+	if _, up := c.net.Up(n); up != was {
+		c.nodeTouched(n) // jobs that insist on the overlay
+	} else {
+		c.touchWaiting() // it may be for another reason
+	}
 }
 
 // Interest takes what a node says over the connection link that it is interested in.

@@ -434,6 +434,68 @@ func TestModeOverlayWantsANodeInTheNetwork(t *testing.T) {
 	}
 }
 
+// TestRangeInUseOnANode holds that a node whose host uses the network's range is one without an overlay for as long as it says so: what insists on the
+// overlay is not placed there, goes elsewhere where it waits there, and stays where it runs.
+func TestRangeInUseOnANode(t *testing.T) {
+	w := newNetWorld(t, "n1", "n2")
+	insists := func(name messages.JobName, image string) messages.Job {
+		j := job(name, image, 1)
+		j.Network.Mode = messages.Overlay
+		return j
+	}
+	w.accepted(deploy(insists("runs", "good"), "n1"))
+	w.accepted(deploy(insists("waits", "slow"), "n1", "n2"))
+	w.accepted(deploy(insists("bound", "slow"), "n1"))
+	w.accepted(deploy(job("plain", "slow", 1), "n1"))
+	w.pass(2 * time.Second)
+	w.wantRunning("waits", "waits.0.0@n2") // the less loaded one
+	w.accepted(messages.Command{Command: messages.Move, Job: messages.Job{Name: "waits"}, From: []messages.NodeID{"n2"}, Worker: []messages.NodeID{"n1"}})
+	w.pass(2 * time.Second)
+	blocks := w.net.configs["n1"].Blocks
+	const reason = "the range 10.160.0.0/12 of the overlay is in use on this node: 10.160.0.0/16 on wg0; 10.144.0.0/12 is free"
+	w.core.Endpoints("n1", messages.Endpoints{PublicKey: tunnelKey("n1"), Reason: reason}, w.now)
+	w.pass(2 * time.Second)
+	check := func(when string) {
+		t.Helper()
+		s := decode[messages.NodeStatus](t, w.kept["nodes/n1/status"])
+		if s.Overlay == nil || s.Overlay.State != messages.OverlayOff || s.Overlay.Reason != reason {
+			t.Errorf("%s: status: got %+v", when, s.Overlay)
+		}
+		if got := w.net.configs["n1"].Blocks; !slices.Equal(got, blocks) {
+			t.Errorf("%s: it is to go on trying with %v, got %v", when, blocks, got)
+		}
+		if r := w.send(deploy(insists("late", "good"), "n1")); r.Phase != messages.Refused || r.Code != messages.NoNodeMatches || !strings.Contains(r.Message, "10.144.0.0/12 is free") {
+			t.Errorf("%s: got %+v", when, r)
+		}
+	}
+	check("said")
+	w.wantRunning("runs", "runs.0.0@n1")
+	w.wantRunning("waits", "waits.0.0@n2")
+	w.wantRunning("plain", "plain.0.0@n1")
+	if s := w.jobs["bound"]; len(s.Waiting) != 1 || len(s.Waiting[0].Nodes) != 1 || !strings.Contains(s.Waiting[0].Nodes[0].Reason, "10.144.0.0/12 is free") {
+		t.Errorf("what may be nowhere else: got %+v", s.Waiting)
+	}
+	w.boot()
+	w.connect("n1")
+	w.connect("n2")
+	w.pass(2 * time.Second)
+	check("after a restart of the manager")
+	w.wantRunning("runs", "runs.0.0@n1")
+	w.core.Endpoints("n1", messages.Endpoints{PublicKey: tunnelKey("n1"), Endpoints: []string{"192.0.2.1:51820"}}, w.now)
+	w.pass(2 * time.Second)
+	if s := decode[messages.NodeStatus](t, w.kept["nodes/n1/status"]); s.Overlay.State != messages.OverlayUp || s.Overlay.Reason != "" {
+		t.Errorf("the range is free: got %+v", s.Overlay)
+	}
+	if s := w.jobs["bound"]; len(s.Waiting) != 0 {
+		t.Errorf("the range is free, and yet it waits: %+v", s.Waiting)
+	}
+	w.wantRunning("bound", "bound.0.0@n1")
+	w.accepted(deploy(insists("late", "good"), "n1"))
+	w.pass(2 * time.Second)
+	w.wantRunning("late", "late.0.0@n1")
+	w.checkNet()
+}
+
 // TestPolicyReplacesNothing holds that who may reach a job changes no instance of it.
 func TestPolicyReplacesNothing(t *testing.T) {
 	w := newNetWorld(t, "n1")

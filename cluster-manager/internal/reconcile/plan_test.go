@@ -13,7 +13,7 @@ import (
 
 var now = time.Unix(1_800_000_000, 0)
 
-// scene is a job with its placements, made by adding to it. Each node is named by one letter; x is not allowed, z is lost, y is away but not
+// scene is a job with its placements, made by adding to it. Each node is named by one letter; x is not allowed, o lacks the overlay that the job insists on, z is lost, y is away but not
 // lost yet, all others are connected.
 type scene struct {
 	job *cluster.Job
@@ -58,6 +58,9 @@ func sick(p *cluster.Placement) {
 	p.Observed, p.HealthySince = &messages.InstanceStatus{State: messages.Running, Reason: "http: 500"}, time.Time{}
 }
 func sickFresh(p *cluster.Placement) { sick(p); p.AwaitedSince = now }
+func notBegun(p *cluster.Placement) {
+	p.Observed, p.HealthySince = &messages.InstanceStatus{State: messages.Pending, Reason: "the node's overlay is not up"}, time.Time{}
+}
 func failedHere(p *cluster.Placement) {
 	p.Observed, p.HealthySince = &messages.InstanceStatus{State: messages.FailedState, Code: messages.ImageNotFound, Reason: "no such image"}, time.Time{}
 }
@@ -84,7 +87,7 @@ func reverted(j *cluster.Job)     { j.Reverted = "it was bad" }
 
 func (s *scene) input() Input {
 	return Input{Job: s.job, Now: now, LostAfter: 30 * time.Second, Node: func(id messages.NodeID) Liveness {
-		l := Liveness{Allowed: id != "x"}
+		l := Liveness{Allowed: id != "x", Blocked: id == "o"}
 		switch id {
 		case "z":
 			l.Away = time.Minute
@@ -163,6 +166,12 @@ func TestPlan(t *testing.T) {
 
 		{"out of date, one at a time", jobOf(0, 1).with(rolling).on("a", 0, 0, old).on("b", 1, 0, old), "start 0 change for web.0.0", 0},
 		{"where it may not be", jobOf(0).on("x", 0, 0), "start 0 change for web.0.0", 0},
+		{"where it cannot be started", jobOf(0).on("o", 0, 0, notBegun), "start 0 change for web.0.0", 0},
+		{"where it cannot be started again", jobOf(0).on("o", 0, 0, crashing(1)), "start 0 change for web.0.0", 0},
+		{"where it could not be started again, and runs", jobOf(0).on("o", 0, 0), "", 0},
+		{"where it could not be started again, and is sick", jobOf(0).on("o", 0, 0, sick), "", 0},
+		{"where it could not be started again, and is not reported yet", jobOf(0).on("o", 0, 0, fresh), "", 0},
+		{"a replacement where it cannot be started", jobOf(0).with(rolling).on("a", 0, 0, old).on("o", 0, 1, by(cluster.ByChange), notBegun), "stop web.0.1 ", 0},
 		{"moved to where it may not be any more", jobOf(0).on("x", 0, 0, by(cluster.ByMove)), "start 0 change for web.0.0", 0},
 		{"the next waits for the first", jobOf(0, 1).with(rolling).on("a", 0, 1, by(cluster.ByChange), fresh).on("b", 1, 0, old), "", 5 * time.Minute},
 		{"the next waits for the proof of the first", jobOf(0, 1).with(rolling).on("a", 0, 1, by(cluster.ByChange), justUp).on("b", 1, 0, old), "", 999 * time.Millisecond},

@@ -54,6 +54,7 @@ type Action struct {
 type Liveness struct {
 	Away    time.Duration // 0: connected
 	Allowed bool          // the job may be there
+	Blocked bool          // what has not been started there cannot be: the job insists on the overlay, and the node is not part of it
 }
 
 // Input is what Plan looks at. Nothing in it is changed.
@@ -151,9 +152,18 @@ func (p *planner) retire(pl *cluster.Placement) {
 	}
 }
 
-// upToDate reports whether the placement is what the job asks for, where it may be. What has finished need not be anywhere.
+// upToDate reports whether the placement is what the job asks for, where it may be and can be. What has finished need not be anywhere.
 func (p *planner) upToDate(pl *cluster.Placement) bool {
-	return pl.Hash == p.Job.Hash && (pl.Finished || p.Node(pl.Node).Allowed)
+	if pl.Hash != p.Job.Hash || pl.Finished {
+		return pl.Hash == p.Job.Hash
+	}
+	l := p.Node(pl.Node)
+	return l.Allowed && !(l.Blocked && notStarted(pl))
+}
+
+// notStarted reports whether the placement's node has said that it is still to be started, or started again.
+func notStarted(pl *cluster.Placement) bool {
+	return pl.Observed != nil && (pl.Observed.State == messages.Pending || pl.Observed.State == messages.Preparing || pl.Observed.State == messages.Starting)
 }
 
 // replacements notes whether a change is under way: a newer placement stands beside an older one, or waits for it, or is alone

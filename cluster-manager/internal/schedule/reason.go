@@ -43,13 +43,18 @@ func (e *entry) against(w *Want) obstacle {
 	}
 	for i := range e.Info.Technologies {
 		if e.Info.Technologies[i].Name == w.Spec.Technology {
-			if w.Spec.Network.Mode == messages.Overlay && e.NoOverlay != "" {
+			if e.lacksOverlay(w) {
 				return noOverlay
 			}
 			return e.full(w)
 		}
 	}
 	return noTechnology
+}
+
+// lacksOverlay reports whether the instance insists on an overlay that the node is not part of.
+func (e *entry) lacksOverlay(w *Want) bool {
+	return w.Spec.Network.Mode == messages.Overlay && e.NoOverlay != ""
 }
 
 // mismatch returns what speaks against the node whatever runs on it.

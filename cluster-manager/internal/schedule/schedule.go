@@ -276,3 +276,9 @@ func (t *Table) Allows(node messages.NodeID, w *Want) bool {
 	}
 	return e.mismatch(w) == nothing
 }
+
+// Overlays reports whether an instance that is placed on the node can be started there as far as the overlay goes.
+func (t *Table) Overlays(node messages.NodeID, w *Want) bool {
+	e := t.nodes[node]
+	return e != nil && !e.lacksOverlay(w)
+}

@@ -105,14 +105,14 @@ func covers(held, want []messages.Port) bool {
 func (m *Member) connect(ctx context.Context, a driver.Attachment, l lease, fresh bool) error {
 	net := m.network()
 	if net == nil {
-		return netmanager.ErrNoNetwork
+		return noNetwork(netmanager.ErrNoNetwork)
 	}
 	m.mu.Lock()
 	address6 := m.ground.plan.Map(l.Address)
 	m.mu.Unlock()
 	at := netmanager.Attachment{ID: string(a.Instance), NetNS: a.Namespace, Address: l.Address, Address6: address6}
 	if err := net.Attach(ctx, at); err != nil {
-		return err
+		return noNetwork(err)
 	}
 	m.mu.Lock()
 	m.spaces[a.Instance] = a.Namespace
@@ -130,6 +130,14 @@ func (m *Member) connect(ctx context.Context, a driver.Attachment, l lease, fres
 		return fmt.Errorf("publish the ports of %s: %w", a.Instance, err)
 	}
 	return nil
+}
+
+// noNetwork is err as a driver knows it: that the network went meanwhile is no fault of the workload.
+func noNetwork(err error) error {
+	if errors.Is(err, netmanager.ErrNoNetwork) {
+		return fmt.Errorf("%w: %w", driver.ErrNetworkDown, err)
+	}
+	return err
 }
 
 // attached says what a lease means to its workload.

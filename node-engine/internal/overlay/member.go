@@ -114,6 +114,7 @@ type Member struct {
 	net      Network    // nil while none lives
 	state    messages.OverlayState
 	reason   string
+	inForce  netip.Prefix // the network that was put in force last
 	config   *messages.NetworkConfig
 	first    bool // the next one is the first of a session
 	ground   ground
@@ -337,22 +338,24 @@ func (m *Member) setHeld(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	m.judge(err)
+	m.judge(g.plan.V4, err)
 	if err == nil {
 		m.keepPort(net.Status().Port)
 	}
 	return err
 }
 
-// judge takes over whether the newest configuration is in force. One that fails does not take away what was there before.
-func (m *Member) judge(err error) {
+// judge takes over whether the newest configuration, which is of that network, is in force. One that fails does not take away what was there before; but
+// where that was another network, nothing new can join.
+func (m *Member) judge(network netip.Prefix, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	before, reason := m.state, m.reason
 	switch {
 	case err == nil:
+		m.inForce = network
 		m.stateLocked(messages.OverlayUp, "")
-	case before == messages.OverlayUp:
+	case before == messages.OverlayUp && network == m.inForce:
 		m.stateLocked(messages.OverlayUp, "the newest configuration is not in force: "+err.Error())
 	default:
 		m.stateLocked(messages.OverlayOff, err.Error())

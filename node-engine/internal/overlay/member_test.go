@@ -38,6 +38,7 @@ type fabric struct {
 	fail     error         // what Set says
 	hold     chan struct{} // nil, or what Set waits for
 	broken   chan struct{} // closed: Run ends by itself
+	gone     bool          // there is no network, whatever Set said
 }
 
 func newFabric() *fabric {
@@ -75,7 +76,7 @@ func (f *fabric) Set(_ context.Context, c netmanager.Config) error {
 func (f *fabric) Attach(_ context.Context, a netmanager.Attachment) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.config == nil {
+	if f.config == nil || f.gone {
 		return netmanager.ErrNoNetwork
 	}
 	f.attached[a.ID] = a
@@ -505,4 +506,78 @@ func TestAConfigurationThatFails(t *testing.T) {
 	b.net.broken = make(chan struct{})
 	b.net.mu.Unlock()
 	eventually(t, "it is begun anew", func() bool { return m.Ready(t.Context()) == nil })
+}
+
+// A range that the host uses is said to the manager, with the key, for as long as it is so: by a node that begins, and by one that is given another network.
+func TestARangeInUse(t *testing.T) {
+	b := newBoard(t)
+	const reason = "10.160.0.0/12 is in use: 10.160.0.0/16 on wg0; 10.144.0.0/12 is free"
+	b.net.fail = errors.New(reason)
+	m, _ := b.start()
+	l, _ := listen(t, m)
+	said := func(reason string) func() bool {
+		return func() bool {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if len(l.endpoints) == 0 || len(l.statuses) == 0 {
+				return false
+			}
+			e, s := l.endpoints[len(l.endpoints)-1], l.statuses[len(l.statuses)-1]
+			return e.PublicKey == m.public && e.Reason == reason && s.Reason == reason && (s.State == messages.OverlayUp) == (reason == "")
+		}
+	}
+	down := func(reason string) {
+		t.Helper()
+		eventually(t, "it is said", said(reason))
+		if i := m.Info(); i.PublicKey != m.public || i.Reason != reason || len(i.Blocks) != 1 {
+			t.Errorf("info: got %+v", i)
+		}
+		if err := m.Ready(t.Context()); !errors.Is(err, driver.ErrNetworkDown) || !strings.Contains(err.Error(), reason) {
+			t.Errorf("ready: got %v", err)
+		}
+		if _, err := m.Attach(t.Context(), attachment("web.0.0")); !errors.Is(err, driver.ErrNetworkDown) {
+			t.Errorf("attach: got %v", err)
+		}
+	}
+	up := func() {
+		t.Helper()
+		b.net.failing(nil)
+		eventually(t, "it is usable again", func() bool { return m.Ready(t.Context()) == nil && said("")() })
+	}
+	if i := m.Info(); i.Reason != "" {
+		t.Errorf("before anything was tried: got %+v", i)
+	}
+	m.Configure(config(1))
+	down(reason)
+	up()
+	other := config(2)
+	other.Network, other.Services, other.Blocks, other.Gateway, other.Peers = "10.144.0.0/12", "10.156.0.0/14", []string{"10.144.0.64/26"}, "10.144.0.65", nil
+	b.net.failing(errors.New("docker0 has it"))
+	m.Configure(other)
+	down("docker0 has it")
+	up()
+	b.net.failing(errors.New("no room for a rule"))
+	other.Rev = 3
+	m.Configure(other)
+	eventually(t, "it says so", func() bool { return strings.Contains(m.netStatus().Reason, "no room for a rule") })
+	if err := m.Ready(t.Context()); err != nil || m.Info().Reason != "" {
+		t.Errorf("a change within the network: got %v, info %+v", err, m.Info())
+	}
+}
+
+// A network that goes while a workload is joined is no fault of the workload.
+func TestANetworkThatGoes(t *testing.T) {
+	b := newBoard(t)
+	m, _ := b.start()
+	m.Configure(config(1))
+	eventually(t, "it is up", func() bool { return m.Ready(t.Context()) == nil })
+	b.net.mu.Lock()
+	b.net.gone = true
+	b.net.mu.Unlock()
+	if _, err := m.Attach(t.Context(), attachment("web.0.0")); !errors.Is(err, driver.ErrNetworkDown) {
+		t.Errorf("got %v", err)
+	}
+	if ids := m.Attached(); len(ids) != 0 {
+		t.Errorf("it holds addresses: %v", ids)
+	}
 }

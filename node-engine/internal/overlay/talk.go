@@ -236,16 +236,20 @@ func (m *Member) ask(said *speech, say func(kind messages.Kind, payload any) err
 	return nil
 }
 
-// endpoints says where the tunnel of this node is reached.
+// endpoints says where the tunnel of this node is reached, or why it cannot be used. A node that may still have one keeps its key, and with it
+// the configuration that it tries to put in force.
 func (m *Member) endpoints() messages.Endpoints {
-	if !m.can {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		return messages.Endpoints{Reason: m.reason}
+	e := messages.Endpoints{}
+	m.mu.Lock()
+	net := m.net
+	if m.can {
+		e.PublicKey = m.public
 	}
-	e := messages.Endpoints{PublicKey: m.public}
-	net := m.network()
-	if net == nil {
+	if !m.can || m.failedLocked() {
+		e.Reason = sentence(m.reason)
+	}
+	m.mu.Unlock()
+	if !m.can || net == nil {
 		return e
 	}
 	s := net.Status()
@@ -257,6 +261,11 @@ func (m *Member) endpoints() messages.Endpoints {
 	}
 	e.RelayOnly = e.NAT == "blocked"
 	return e
+}
+
+// failedLocked reports whether the network is not there though the manager has given the node one.
+func (m *Member) failedLocked() bool {
+	return m.known && m.state != messages.OverlayUp && m.config != nil && len(m.config.Blocks) > 0
 }
 
 // Info introduces the node's part when it registers.

@@ -50,16 +50,19 @@ func (s Style) netNodes(nodes []NetNode) string {
 		case n.Measured != nil && n.Measured.State != o.State && n.Measured.Reason != "": // the manager lets it in, and it cannot
 			state, reason = s.overlay(n.Measured.State), n.Measured.Reason
 		case n.Measured != nil && n.Measured.State == o.State:
-			reason = joined("; ", o.Reason, lacks(n.Measured))
+			reason = joined("; ", o.Reason, lacks(o, n.Measured))
 		}
 		rows = append(rows, []string{string(n.Status.Node), orDash(state), orDash(strings.Join(o.Blocks, ", ")), orDash(nat(o)), orDash(first(o.Endpoints)), paths(n.Measured), reason})
 	}
 	return s.grid([]string{"node", "network", "blocks", "nat", "endpoint", "peers", "reason"}, rows)
 }
 
-// lacks says what is wrong with a network that is up.
-func lacks(m *messages.NetStatus) string {
-	parts := []string{m.Reason}
+// lacks says what is wrong with a network according to its node, without what the manager says too.
+func lacks(o *messages.OverlayStatus, m *messages.NetStatus) string {
+	var parts []string
+	if m.Reason != o.Reason {
+		parts = append(parts, m.Reason)
+	}
 	if m.NoNames != "" {
 		parts = append(parts, "names are not answered: "+m.NoNames)
 	}

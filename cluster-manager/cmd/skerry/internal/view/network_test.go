@@ -23,6 +23,8 @@ func net() (*messages.NetworkStatus, []NetNode) {
 			Measured: &messages.NetStatus{State: messages.OverlayOff, Reason: "no /dev/net/tun"}},
 		{Status: messages.NodeStatus{Node: "board-3", State: messages.NodeLost}},
 		{Status: messages.NodeStatus{Node: "board-4", State: messages.NodeOnline, Overlay: &messages.OverlayStatus{State: messages.OverlayRefused, Reason: "another node has this key"}}},
+		{Status: messages.NodeStatus{Node: "board-5", State: messages.NodeOnline, Overlay: &messages.OverlayStatus{State: messages.OverlayOff, Reason: "10.144.0.0/12 is free"}},
+			Measured: &messages.NetStatus{State: messages.OverlayOff, Reason: "10.144.0.0/12 is free"}},
 	}
 	return n, nodes
 }
@@ -40,6 +42,7 @@ board-1  up       10.160.0.0/26  cone                 192.168.1.20:51820 and 1 m
 board-2  off      -              blocked, relay only  -                              -                                      no /dev/net/tun
 board-3  lost     -              -                    -                              -                                      the node is not connected
 board-4  refused  -              -                    -                              -                                      another node has this key
+board-5  off      -              -                    -                              -                                      10.144.0.0/12 is free
 
 NODE     PEER           PATH     ENDPOINT            ROUND TRIP  RECEIVED      SENT        MTU   HANDSHAKE
 board-1  board-2        direct   192.168.1.21:51820  0.75 ms     120.0 kbit/s  9.0 Gbit/s  1420  1m35s ago

@@ -50,7 +50,7 @@ func (s Style) Node(n messages.NodeStatus, t *messages.Telemetry) string {
 	facts := [][2]string{{"node", string(n.Node)}, {"kind", n.Kind}, {"state", s.state(string(n.State))}, {"since", s.when(n.Since)}, {"version", n.Version},
 		{"arch", n.Arch}, {"system", joined(" ", n.OS, n.Kernel)}, {"addresses", strings.Join(n.Addresses, "\n")}, {"cpu", cpu},
 		{"memory", orNone(int64(n.MemoryMB))}, {"disk", orNone(int64(n.DiskMB))}, {"reserved", reserved(n.Reserved)}, {"labels", labels(n.Labels)},
-		{"technologies", technologies(n.Technologies)}, {"gpus", gpus(n.GPUs)}, {"sensors", sensors(n.Sensors)}, {"clock", skew(n.ClockSkewMS)},
+		{"technologies", technologies(n.Technologies)}, {"gpus", gpus(n.GPUs)}, {"sensors", sensors(n.Sensors)}, {"overlay", overlay(n.Overlay)}, {"clock", skew(n.ClockSkewMS)},
 		{"key", n.Key}, {"instances", instances(n.Instances)}}
 	out := s.facts(facts)
 	if t != nil {
@@ -108,6 +108,13 @@ func sensors(list []messages.SensorInfo) string {
 		lines = append(lines, joined("  ", x.Kind, x.Path, x.Name))
 	}
 	return strings.Join(lines, "\n")
+}
+
+func overlay(o *messages.OverlayStatus) string {
+	if o == nil {
+		return ""
+	}
+	return joined(": ", string(o.State), o.Reason)
 }
 
 func skew(ms int64) string {
