@@ -80,6 +80,9 @@ func (m *names) run(ctx context.Context) {
 			return
 		}
 	}
+	if err := m.close(); err != nil { // the end came before a server was run
+		m.log.Warn("sockets of the name server not closed", "err", err)
+	}
 }
 
 // close gives back the sockets of a server that is never run.

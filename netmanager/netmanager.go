@@ -53,6 +53,7 @@ type Network struct {
 	ended  bool           // Run has: nobody carries another plane
 	config Config         // what was set last, whether or not all of it could be done; without the services
 	table  *service.Table // of the services of config
+	names  *dns.Table     // the same
 	rtts   map[tunnel.Key]rtt
 	flows  flowMemory // see flowMemoryLocked
 
@@ -112,7 +113,8 @@ func (n *Network) release() error {
 }
 
 // Set makes the network be what c says. It is checked whole before the system is touched, and may be repeated: then it changes nothing and is
-// cheap. After an error part of it may be in force; the next Set goes on from there. Once Run has ended it takes another Network.
+// cheap. After an error part of it may be in force; the next Set goes on from there. Another network, relay or zone that cannot be had leaves what was
+// there before, so that packets go on being carried. Once Run has ended it takes another Network.
 func (n *Network) Set(ctx context.Context, c Config) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -143,12 +145,12 @@ func (n *Network) Set(ctx context.Context, c Config) error {
 	n.config.ServiceTable, n.config.Aliases = nil, nil // they may be large, and the tables hold them
 	n.tableLocked(c)
 	p := n.plane.Load()
-	return errors.Join(n.setLinksLocked(p), p.tunnel.Set(c.Peers))
+	return errors.Join(n.setLinksLocked(c, p), p.tunnel.Set(c.Peers))
 }
 
 // setLinksLocked sets the kernel's side. IPv6 is left out where the kernel has no wall for it, and asked for again each time.
-func (n *Network) setLinksLocked(p *plane) error {
-	noIPv6, err := link.Set(n.links(n.config, p.mtu))
+func (n *Network) setLinksLocked(c Config, p *plane) error {
+	noIPv6, err := link.Set(n.links(c, p.mtu))
 	if err != nil {
 		return err
 	}
@@ -203,20 +205,54 @@ func (c Config) gateways() []netip.Addr {
 	return []netip.Addr{c.Gateway}
 }
 
-// replaceLocked opens a plane for c in place of the one that there is, whose device must be free before it can be opened again.
+// replaceLocked opens a plane for c in place of the one that there is, whose device and ports must be free before they can be opened again. Where it
+// cannot be opened, or the kernel's side of another network cannot be set, the one that there was is opened again.
 func (n *Network) replaceLocked(ctx context.Context, c Config) error {
-	if old := n.plane.Swap(nil); old != nil {
-		close(old.replaced)
-		select {
-		case p := <-n.ready: // it has never run
-			if err := p.close(); err != nil {
-				return err
-			}
-		case <-old.done:
-		case <-ctx.Done():
-			return ctx.Err()
+	old := n.plane.Load()
+	if old == nil {
+		return n.openLocked(ctx, c)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	ctx = context.WithoutCancel(ctx) // half of it would be no network at all
+	err := n.endLocked(old)
+	if err == nil {
+		err = n.openLocked(ctx, c)
+	}
+	if p := n.plane.Load(); p != nil && !p.sameLinks(old) {
+		if err = n.setLinksLocked(c, p); err != nil {
+			err = errors.Join(err, n.endLocked(p))
 		}
 	}
+	if err == nil {
+		return nil
+	}
+	if back := n.openLocked(ctx, n.config); back != nil {
+		return errors.Join(err, fmt.Errorf("and what was before is gone: %w", back))
+	}
+	p := n.plane.Load()
+	n.giveTablesLocked(p)
+	if back := n.setLinksLocked(n.config, p); back != nil {
+		n.log.Warn("the network is not as it shall be", "err", back) // what has failed is said by err; mend tries again
+	}
+	return errors.Join(err, p.tunnel.Set(n.config.Peers))
+}
+
+// endLocked ends a plane and waits until what it holds is free.
+func (n *Network) endLocked(p *plane) error {
+	n.plane.Store(nil)
+	close(p.replaced)
+	select {
+	case <-n.ready: // it has never run
+		return p.close()
+	case <-p.done:
+		return nil
+	}
+}
+
+// openLocked opens the plane for c. Run takes it up.
+func (n *Network) openLocked(ctx context.Context, c Config) error {
 	p, err := n.open(ctx, c)
 	if err != nil {
 		return err
@@ -248,10 +284,13 @@ func (n *Network) tableLocked(c Config) {
 	for i := range c.ServiceTable {
 		t.Services[i] = &c.ServiceTable[i].Service
 	}
-	n.table = service.NewTable(t)
-	p := n.plane.Load()
+	n.table, n.names = service.NewTable(t), dns.NewTable(c.names())
+	n.giveTablesLocked(n.plane.Load())
+}
+
+func (n *Network) giveTablesLocked(p *plane) {
 	p.packets.SetTable(n.table)
-	p.names.setTable(dns.NewTable(c.names()))
+	p.names.setTable(n.names)
 }
 
 // names returns what the name server answers.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"skerry.internal/netmanager/dns"
 	"skerry.internal/netmanager/link"
 	"skerry.internal/netmanager/nettest"
 	"skerry.internal/netmanager/tunnel"
@@ -131,5 +132,30 @@ func TestWithoutIPv6(t *testing.T) {
 	n.notedLocked(nil)
 	if got, err := n.attachment(a, c); err != nil || !slices.Equal(got.Addresses, []netip.Addr{a.Address, a.Address6}) {
 		t.Errorf("got %v, %v", got.Addresses, err)
+	}
+}
+
+// A name server whose plane is replaced before it was run gives its sockets back: the next one needs them.
+func TestNamesThatNeverRan(t *testing.T) {
+	t.Parallel()
+	zone := dns.Config{Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")}, Zone: "skerry.internal",
+		Upstreams: func() []netip.AddrPort { return nil }}
+	log := slog.New(slog.DiscardHandler)
+	m := &names{open: func(ctx context.Context) (*dns.Server, error) { return dns.New(ctx, zone, log) }, log: log}
+	if err := m.take(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	server, err := m.present()
+	if err != nil {
+		t.Fatal(err)
+	}
+	zone.Listen = server.Addrs()
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	m.run(ended)
+	if next, err := dns.New(t.Context(), zone, log); err != nil {
+		t.Error(err)
+	} else if err := next.Run(ended); err != nil {
+		t.Error(err)
 	}
 }

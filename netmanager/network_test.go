@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"skerry.internal/netmanager"
 	"skerry.internal/netmanager/labtest"
 	"skerry.internal/netmanager/link/linktest"
 	"skerry.internal/netmanager/nettest"
@@ -347,6 +349,64 @@ func TestRelayChanges(t *testing.T) {
 		if _, err := conn.Read(got); err != nil || string(got) != strconv.Itoa(round) {
 			t.Fatalf("round %d: got %q %v", round, got, err)
 		}
+	}
+}
+
+// A change that cannot be made, whether at opening its plane or in the kernel, leaves everything as it was: a stream goes on without another word, new
+// ones are opened, names are answered, and the kernel has the same links, routes and rules.
+func TestAChangeThatFails(t *testing.T) {
+	w := newWorld(t, 2)
+	client, server := w.nodes[0].Container(), w.nodes[1].Container()
+	web := w.Service("web", server)
+	w.Set()
+	serveTCP(server, ":80")
+	conn := openStream(t, client, web)
+	n := w.nodes[0]
+	before := w.dump(0)
+	relay := w.Config(n)
+	relay.Relay = "ftp://198.51.100.100/"
+	other := w.Config(n)
+	other.Network, other.Services, other.ServiceTable, other.Peers = netip.MustParsePrefix("10.144.0.0/12"), netip.MustParsePrefix("10.156.0.0/14"), nil, nil
+	other.Blocks[0], other.Gateway = netip.MustParsePrefix("10.144.0.0/26"), netip.MustParseAddr("10.144.0.1")
+	state, aside := n.Static.StateDir, n.Static.StateDir+".aside"
+	for _, c := range []struct {
+		name           string
+		config         netmanager.Config
+		obstruct, mend func() error
+	}{
+		{"a relay that is none", relay, func() error { return nil }, func() error { return nil }},
+		{"another network, and nothing can be written down", other, func() error { return errors.Join(os.Rename(state, aside), os.WriteFile(state, nil, 0o600)) },
+			func() error { return errors.Join(os.Remove(state), os.Rename(aside, state)) }},
+	} {
+		if err := c.obstruct(); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.TrySet(c.config); err == nil {
+			t.Errorf("%s: was taken", c.name)
+		}
+		if err := c.mend(); err != nil {
+			t.Fatal(err)
+		}
+		if after := w.dump(0); after != before {
+			t.Errorf("%s: the kernel has\n%s\nbefore:\n%s", c.name, after, before)
+		}
+		_ = conn.SetDeadline(time.Now().Add(soon))
+		got := make([]byte, 1)
+		if _, err := conn.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Read(got); err != nil || got[0] != 'x' {
+			t.Fatalf("%s: the stream: got %q %v", c.name, got, err)
+		}
+		if got := who(t, client, web.RoundRobin, 80); got != server.ID {
+			t.Errorf("%s: a new stream: got %s", c.name, got)
+		}
+		if got, err := resolver(client, n.Block.Gateway()).LookupNetIP(t.Context(), "ip4", web.FQDN()); err != nil || len(got) != 1 || got[0].Unmap() != web.RoundRobin {
+			t.Errorf("%s: its name: got %v, %v", c.name, got, err)
+		}
+	}
+	if err := n.TrySet(other); err != nil {
+		t.Errorf("once it can be made: %v", err)
 	}
 }
 

@@ -38,6 +38,11 @@ func (p *plane) serves(c Config) bool {
 	return p.relay == c.Relay && slices.Equal(p.stun, c.STUN) && p.zone == c.Zone && slices.Equal(p.networks, c.networks()) && slices.Equal(p.gateways, c.gateways())
 }
 
+// sameLinks says whether the kernel's side is the same for both.
+func (p *plane) sameLinks(other *plane) bool {
+	return slices.Equal(p.networks, other.networks) && slices.Equal(p.gateways, other.gateways)
+}
+
 // open takes up the TUN device and binds what the plane needs.
 func (n *Network) open(ctx context.Context, c Config) (*plane, error) {
 	p := &plane{mtu: containerMTU(), relay: c.Relay, stun: slices.Clone(c.STUN), zone: c.Zone, networks: c.networks(), gateways: c.gateways(),

@@ -116,7 +116,7 @@ func (n *Network) mend(p *plane) {
 	if n.plane.Load() != p {
 		return
 	}
-	if err := n.setLinksLocked(p); err != nil {
+	if err := n.setLinksLocked(n.config, p); err != nil {
 		n.log.Warn("the network is not as it shall be", "err", err)
 	}
 }
