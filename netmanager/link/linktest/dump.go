@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -212,6 +213,10 @@ func text(rule *nftables.Rule) string {
 			parts = append(parts, fmt.Sprintf("verdict %d %s", e.Kind, e.Chain))
 		case *expr.Bitwise:
 			parts = append(parts, "and "+hex.EncodeToString(e.Mask))
+		case *expr.Match: // of iptables; what it holds is behind a pointer
+			parts = append(parts, fmt.Sprintf("match %s %d %v", e.Name, e.Rev, reflect.ValueOf(e.Info).Elem()))
+		case *expr.Target:
+			parts = append(parts, fmt.Sprintf("target %s %d %v", e.Name, e.Rev, reflect.ValueOf(e.Info).Elem()))
 		case *expr.Counter:
 		default:
 			parts = append(parts, strings.TrimPrefix(fmt.Sprintf("%T%+v", e, e), "*expr."))
