@@ -16,9 +16,11 @@ const (
 	idleHeartbeat = 20 * time.Second        // NATs forget a UDP flow after 30 s
 	trust         = 6500 * time.Millisecond // two heartbeats may be lost
 	repeatPing    = 200 * time.Millisecond  // after one without an answer
+	doubtPing     = tickEvery               // the same while it decides whether to send by both ways: a flow shall go on within a second
 	activeFor     = time.Minute             // after the last packet
-	silence       = 300 * time.Millisecond  // without anything from a peer that we send to: ask
-	maxLost       = 3                       // pings in a row without an answer: both ways
+	silence       = 200 * time.Millisecond  // without anything from a peer that we send to: ask
+	maxLost       = 2                       // pings in a row without an answer: both ways
+	relayTries    = 3                       // pings through the relay in a row without an answer: it is not there
 	settled       = 2 * time.Second         // for so long an answer from where a peer's packets come from now wins
 	errorPause    = 10 * time.Millisecond
 	probeLife     = 5 * time.Second

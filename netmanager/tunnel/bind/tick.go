@@ -87,14 +87,14 @@ func (b *Bind) tickRoute(p *Peer, r *route, active bool, now time.Time) {
 	if now.UnixNano()-p.lastSent.Load() < int64(silence) && now.Sub(heard) > silence {
 		every = silence
 	}
-	if p.lost >= maxLost && heard.Before(p.unanswered) {
-		r.trusted.Store(0)
-	}
 	repeat := max(repeatPing, 2*c.rtt)
+	if p.lost < maxLost {
+		repeat = max(doubtPing, 2*c.rtt)
+	}
 	if now.UnixNano() >= r.trusted.Load() {
 		every = repeat
 	}
-	if since := now.Sub(c.ping); since >= every || (c.ping.After(c.pong) && since >= repeat) {
+	if since := now.Sub(c.ping); since >= every || (c.ping.After(c.pong) && since >= repeat-tickEvery/2) { // ticks are not as even as they are meant to be
 		if c.ping.After(c.pong) {
 			p.lost++
 			if b.around.relayed {
@@ -105,6 +105,9 @@ func (b *Bind) tickRoute(p *Peer, r *route, active bool, now time.Time) {
 			p.unanswered = now
 		}
 		b.ping(p, c, now)
+	}
+	if p.lost >= maxLost && heard.Before(p.unanswered) {
+		r.trusted.Store(0)
 	}
 	b.tickMTU(p, r, active, now)
 	if active && now.After(p.nextSearch) {
@@ -134,7 +137,7 @@ func (b *Bind) tickRelayed(p *Peer, active bool, now time.Time) {
 		return
 	}
 	every := heartbeat
-	if p.relayTries < maxLost {
+	if p.relayTries < relayTries {
 		every = repeatPing
 	}
 	if b.around.relayed && now.Sub(p.relayPing) >= every && (now.Sub(p.relayPong) >= heartbeat) {
@@ -184,7 +187,7 @@ func (b *Bind) Path(key relay.Key) Path {
 	}
 	r := p.route.Load()
 	if r == nil {
-		return Path{RTT: p.relayRTT, Relayed: b.around.relayed && !p.relayPong.IsZero() && p.relayTries <= maxLost}
+		return Path{RTT: p.relayRTT, Relayed: b.around.relayed && !p.relayPong.IsZero() && p.relayTries <= relayTries}
 	}
 	path := Path{Direct: true, Addr: r.to.addr, MTU: r.mtu, Limit: b.limit(r)}
 	if c := p.candidates[r.to.addr]; c != nil {
