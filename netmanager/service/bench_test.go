@@ -56,7 +56,7 @@ func TestHundredThousandServices(t *testing.T) {
 	}
 }
 
-// packetsOf returns packets of that many flows to services that are spread over all.
+// packetsOf returns packets of that many flows, each to a service of its own as long as there are any.
 func packetsOf(c Config, flows int, flags uint8) [][]byte {
 	list := make([][]byte, flows)
 	for i := range list {
@@ -66,8 +66,11 @@ func packetsOf(c Config, flows int, flags uint8) [][]byte {
 	return list
 }
 
+// tables are what packets are sent through: of each service in the table one flow is open. The last one needs more room for flows than a node has.
+var tables = []int{1, 10, 100, 1000, 10_000, 100_000}
+
 func benchNode(b *testing.B, c Config) *node {
-	n := newNode(b, 1, Options{MTU: func(netip.Addr) int { return 1400 }})
+	n := newNode(b, 1, Options{MTU: func(netip.Addr) int { return 1400 }, Flows: max(defaultFlows, 2*len(c.Services))})
 	n.SetTable(NewTable(c))
 	b.ReportAllocs()
 	return n
@@ -88,79 +91,75 @@ func (u usage) report(b *testing.B, packets int) {
 	b.ReportMetric(float64(startCPU()-u)/float64(b.N)/float64(packets), "cpu-ns/each")
 }
 
-// BenchmarkOut is one packet of a flow that exists, in batches of up to 128 as the TUN gives them; copying it in is part of the figure.
+// BenchmarkOut is one packet of a flow that exists, of each service's in turn, in batches of up to 128 as the TUN gives them; copying it in is part of the figure.
 func BenchmarkOut(b *testing.B) {
-	for _, services := range []int{10, 1000, 100000} {
-		for _, flows := range []int{1, 128, 8192} {
-			b.Run(fmt.Sprintf("services=%d/flows=%d", services, flows), func(b *testing.B) {
-				c := cluster(services)
-				n := benchNode(b, c)
-				list := packetsOf(c, flows, tcpACK)
-				q := n.queues[0].(*queue)
-				slab, packets := make([]byte, 1<<16), make([]tun.ReadPacket, 128)
-				at := 0
-				cpu := startCPU()
-				for b.Loop() {
-					for j := range packets {
-						offset := tun.Spacing + j*(tun.Spacing+64)
-						packets[j] = tun.ReadPacket{Offset: offset, Size: copy(slab[offset:], list[at])}
-						if at++; at == len(list) {
-							at = 0
-						}
-					}
-					if q.outbound(slab, packets) != len(packets) {
-						b.Fatal("packets were dropped")
+	for _, services := range tables {
+		b.Run(fmt.Sprintf("services=%d", services), func(b *testing.B) {
+			c := cluster(services)
+			n := benchNode(b, c)
+			list := packetsOf(c, services, tcpACK)
+			q := n.queues[0].(*queue)
+			slab, packets := make([]byte, 1<<16), make([]tun.ReadPacket, 128)
+			at := 0
+			cpu := startCPU()
+			for b.Loop() {
+				for j := range packets {
+					offset := tun.Spacing + j*(tun.Spacing+64)
+					packets[j] = tun.ReadPacket{Offset: offset, Size: copy(slab[offset:], list[at])}
+					if at++; at == len(list) {
+						at = 0
 					}
 				}
-				cpu.report(b, 128)
-			})
-		}
+				if q.outbound(slab, packets) != len(packets) {
+					b.Fatal("packets were dropped")
+				}
+			}
+			cpu.report(b, 128)
+		})
 	}
 }
 
 // BenchmarkIn is the same for the answers.
 func BenchmarkIn(b *testing.B) {
-	for _, services := range []int{10, 1000, 100000} {
-		for _, flows := range []int{1, 128, 8192} {
-			b.Run(fmt.Sprintf("services=%d/flows=%d", services, flows), func(b *testing.B) {
-				c := cluster(services)
-				n := benchNode(b, c)
-				n.writeTo = func(_ int, bufs [][]byte, _ int) (int, error) { return len(bufs), nil }
-				list := packetsOf(c, flows, tcpACK)
-				for i := range list {
-					list[i] = tcp(endsOf(b, n.out(b, list[i])).swapped(), tcpACK, "hello")
-				}
-				bufs := make([][]byte, 128)
-				for i := range bufs {
-					bufs[i] = make([]byte, headroom+len(list[0]))
-				}
-				at := 0
-				cpu := startCPU()
-				for b.Loop() {
-					for _, buf := range bufs {
-						copy(buf[headroom:], list[at])
-						if at++; at == len(list) {
-							at = 0
-						}
-					}
-					if _, err := n.WriteTo(0, bufs, headroom); err != nil {
-						b.Fatal(err)
+	for _, services := range tables {
+		b.Run(fmt.Sprintf("services=%d", services), func(b *testing.B) {
+			c := cluster(services)
+			n := benchNode(b, c)
+			n.writeTo = func(_ int, bufs [][]byte, _ int) (int, error) { return len(bufs), nil }
+			list := packetsOf(c, services, tcpACK)
+			for i := range list {
+				list[i] = tcp(endsOf(b, n.out(b, list[i])).swapped(), tcpACK, "hello")
+			}
+			bufs := make([][]byte, 128)
+			for i := range bufs {
+				bufs[i] = make([]byte, headroom+len(list[0]))
+			}
+			at := 0
+			cpu := startCPU()
+			for b.Loop() {
+				for _, buf := range bufs {
+					copy(buf[headroom:], list[at])
+					if at++; at == len(list) {
+						at = 0
 					}
 				}
-				cpu.report(b, 128)
-			})
-		}
+				if _, err := n.WriteTo(0, bufs, headroom); err != nil {
+					b.Fatal(err)
+				}
+			}
+			cpu.report(b, 128)
+		})
 	}
 }
 
-// BenchmarkNewFlow is the first packet of a flow.
+// BenchmarkNewFlow is the first packet of a flow, to each service in turn.
 func BenchmarkNewFlow(b *testing.B) {
-	for _, services := range []int{10, 100000} {
+	for _, services := range tables {
 		b.Run(fmt.Sprintf("services=%d", services), func(b *testing.B) {
 			c := cluster(services)
 			n := benchNode(b, c)
 			q := n.queues[0].(*queue)
-			list := packetsOf(c, 60000, tcpSYN)
+			list := packetsOf(c, max(60_000, services), tcpSYN)
 			slab, packets := make([]byte, 256), make([]tun.ReadPacket, 1)
 			cpu := startCPU()
 			for i := 0; b.Loop(); i++ {
