@@ -128,18 +128,25 @@ deploy_job() {
 
 first_url() { echo "http://127.0.0.1:$(skerry job status "$job" --json | flat | grep -o '"host":[0-9]*' | head -n 1 | cut -d : -f 2)/"; }
 
-# by_name asks the job by its name in the cluster's network, from within one of its own containers.
+# by_name asks the job by its name in the cluster's network, from within one of its own containers; or says why there is no such network.
 by_name() {
-  local container
-  container=$(docker ps -q --filter "label=skerry.node=$1" --filter "label=skerry.job=$job" | head -n 1)
-  [ -n "$container" ] || return 0
-  if skerry node status "$1" --json | flat | grep -q '"overlay":{"state":"up"'; then
-    say "docker exec $container /demo get http://$job.skerry.internal:8080/"
-    docker exec "$container" /demo get "http://$job.skerry.internal:8080/"
-    docker exec "$container" /demo get "http://$job.skerry.internal:8080/"
-  else
-    say "the node $1 has no part in the cluster's network: skerry node status $1 says why"
-  fi
+  local name container ask off=
+  ask="http://$job.skerry.internal:8080/"
+  while read -r name; do
+    container=$(docker ps -q --filter "label=skerry.node=$name" --filter "label=skerry.job=$job" | head -n 1)
+    [ -n "$container" ] || continue
+    if ! skerry node status "$name" --json | flat | grep -q '"overlay":{"state":"up"'; then
+      off=$off"$name: $(skerry node status "$name" | sed -n 's/^overlay: *//p')"$'\n'
+      continue
+    fi
+    say "docker exec $container /demo get $ask"
+    for _ in 1 2; do # in turn
+      docker exec "$container" /demo get "$ask" || die "$name has its part in the cluster's network, but $job does not answer by its name; logs are in $run"
+    done
+    return
+  done < <(nodes)
+  say "no request by name: the nodes that run $job have no part in the cluster's network, and their containers have Docker's own"
+  echo -n "$off"
 }
 
 show() {
@@ -151,7 +158,7 @@ show() {
   skerry job status "$job"
   say "curl $url"
   curl -fsS "$url" || die "the job runs, but does not answer at $url"
-  by_name "$1"
+  by_name
   cat <<END
 
 To go on:
