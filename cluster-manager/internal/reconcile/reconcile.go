@@ -158,7 +158,7 @@ func (p *planner) upToDate(pl *cluster.Placement) bool {
 		return pl.Hash == p.Job.Hash
 	}
 	l := p.Node(pl.Node)
-	return l.Allowed && !(l.Blocked && notStarted(pl))
+	return l.Allowed && (!l.Blocked || !notStarted(pl))
 }
 
 // notStarted reports whether the placement's node has said that it is still to be started, or started again.
