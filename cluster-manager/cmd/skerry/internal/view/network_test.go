@@ -58,6 +58,10 @@ board-1 dropped packets: no_route 1, not_allowed 3
 	if got := s.Network(net()); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
+	_, nodes := net()
+	if got := s.Node(nodes[4].Status, nil); !strings.Contains(got, " off: 10.144.0.0/12 is free\n") {
+		t.Errorf("a node: got %s", got)
+	}
 	if got := s.Network(nil, nil); !strings.HasPrefix(got, "the manager has no network") {
 		t.Errorf("got %s", got)
 	}
