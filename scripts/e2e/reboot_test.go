@@ -35,6 +35,8 @@ func TestRebootWithNoLink(t *testing.T) {
 	for i := range count {
 		j := app(messages.JobName(fmt.Sprintf("p%02d", i)), 1, nil)
 		j.Priority = 7*i%count - 10 // neither in the order of names nor in the reverse one
+		// Were it not for the boot id, which tells that nobody is to blame, each would wait for that long.
+		j.Restart = messages.Restart{Policy: messages.RestartOnFailure, Backoff: messages.Duration(10 * time.Minute), MaxBackoff: messages.Duration(10 * time.Minute)}
 		priorities[messages.NewInstanceID(j.Name, 0, 0)] = j.Priority
 		l.send(deployCommand(j))
 	}
