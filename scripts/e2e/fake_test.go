@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
@@ -17,6 +18,7 @@ import (
 
 	"skerry.internal/broker"
 	"skerry.internal/messages"
+	"skerry.internal/netmanager/nettest"
 )
 
 // fakeManager is what a node engine talks to, in the hands of a test: it admits everybody, sends what the test wants, and notes what
@@ -25,6 +27,8 @@ type fakeManager struct {
 	url    string
 	broker *broker.Broker
 	addr   string
+	// requests has room for what clients ask for; a test that does not read them loses some.
+	requests chan []byte
 
 	mu       sync.Mutex // guards what follows
 	welcome  func(messages.NodeInfo) [][]byte
@@ -35,10 +39,22 @@ type fakeManager struct {
 
 func newFakeManager(t *testing.T) *fakeManager {
 	t.Helper()
-	m := &fakeManager{revs: map[messages.InstanceID]uint64{}, statuses: map[messages.InstanceID]messages.InstanceStatus{}}
+	return newFakeManagerOn(t, nil)
+}
+
+// newFakeManagerOn makes one on the loopback of a host; nil is this machine.
+func newFakeManagerOn(t *testing.T, host *nettest.Host) *fakeManager {
+	t.Helper()
+	listen := new(net.ListenConfig).Listen
+	if host != nil {
+		listen = func(_ context.Context, network, addr string) (net.Listener, error) {
+			return host.Listen(network, addr), nil
+		}
+	}
+	m := &fakeManager{requests: make(chan []byte, 16), revs: map[messages.InstanceID]uint64{}, statuses: map[messages.InstanceID]messages.InstanceStatus{}}
 	var err error
 	m.broker, err = broker.New(broker.Config{
-		Listeners: []broker.Listener{{Addr: "127.0.0.1:0"}}, MaxPacket: 8 << 20, SysInterval: -1, OnPublish: m.hear,
+		Listeners: []broker.Listener{{Addr: "127.0.0.1:0"}}, Listen: listen, MaxPacket: 8 << 20, SysInterval: -1, OnPublish: m.hear,
 		Authenticate: func(broker.Login) (broker.Client, error) { return broker.Client{}, nil },
 		Allow:        func(broker.Client, broker.Access, string) bool { return true },
 	}, slog.New(slog.DiscardHandler))
@@ -49,7 +65,12 @@ func newFakeManager(t *testing.T) *fakeManager {
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = m.broker.Run(ctx) })
 	m.addr = m.broker.Addrs()[0].String()
-	server := httptest.NewServer(http.HandlerFunc(m.init))
+	server := httptest.NewUnstartedServer(http.HandlerFunc(m.init))
+	server.Listener.Close()
+	if server.Listener, err = listen(ctx, "tcp", "127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	server.Start()
 	m.url = server.URL
 	t.Cleanup(func() {
 		cancel()
@@ -111,6 +132,11 @@ func (m *fakeManager) hear(_ broker.Client, msg broker.Message) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch t.Kind {
+	case messages.CommandTopic, messages.LogsRequestTopic, messages.TraceRequestTopic:
+		select {
+		case m.requests <- msg.Payload:
+		default:
+		}
 	case messages.PresenceTopic:
 		var p messages.Presence
 		if json.Unmarshal(msg.Payload, &p) == nil && p.Online {

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"testing"
 	"time"
 
 	"skerry.internal/broker"
 	"skerry.internal/messages"
+	"skerry.internal/netmanager/nettest"
 )
 
 // engineMemory bounds what an engine under a manager gone mad ever held, in KiB; alone it holds some 25 MiB.
@@ -24,59 +26,93 @@ func held(id messages.InstanceID, rev uint64, run bool) messages.Assignment {
 	return a
 }
 
-// Whatever a manager, or somebody in its place, sends to an engine, its workload goes on, and it obeys what makes sense afterwards.
+// Whatever a manager, or somebody in its place, sends to an engine that is part of a network, its workload goes on, and it obeys what makes sense
+// afterwards. They are alone on a machine of their own.
 func TestHostileManager(t *testing.T) {
 	l := emptyLab(t)
-	m := newFakeManager(t)
-	p := l.engineOf(m, "a", filepath.Join(l.dir, "a"))
+	alone := nettest.NewHost(t, "alone")
+	l.hosts = map[string]*nettest.Host{"a": alone}
+	m := newFakeManagerOn(t, alone)
 	a := l.id("a")
-	l.eventually("the engine is there", func() bool { return m.online() != nil })
+	configure := func(c messages.NetworkConfig) {
+		if err := m.broker.Publish(broker.Message{Topic: topicsOf(messages.NetConfigTopic, a)[0], Payload: messages.Encode(c), QoS: 1, Retain: true}); err != nil {
+			t.Error(err)
+		}
+	}
+	const stands = 2 * number // a rev that no hostile payload has
+	configure(theNetwork(stands))
+	p := l.engineOf(m, "a", filepath.Join(l.dir, "a"), "--overlay", "auto")
+	l.logLine(p, 0, "overlay up")
 	up := func(id messages.InstanceID) func() bool {
-		return func() bool { s := m.status(id); return s.State == messages.Running && s.Healthy }
+		return func() bool {
+			s := m.status(id)
+			return s.State == messages.Running && s.Healthy && s.Network == messages.Overlay
+		}
 	}
 	m.assign(t, a, held("web.0.0", 10, true))
 	l.eventually("web.0.0 is up", up("web.0.0"))
 	before := l.lives(a)
 
-	// Of epoch 0, which is older than the engine's: what happens to be valid is not to be obeyed either.
-	stale := held("web.0.0", 99, true)
-	stale.Epoch = 0
-	payloads := map[string][][]byte{
-		"control/deploy": spoil(stale), "control/delete": spoil(messages.Assignment{Instance: "web.0.0", Rev: 99}),
-		"control/sync": spoil(messages.Sync{Rev: 99, Assignments: []messages.Assignment{stale}}),
-		"control/logs": spoil(messages.LogsRequest{Instance: "other.0.0", RequestID: "x", Tail: 3, Follow: true}),
-		"control/x":    spoil(stale), "control/deploy/x/y": {nil}, "net/config": spoil(stale), "control": {nil},
-	}
+	// What happens to be valid is not to be obeyed either: it is of epoch 0, which is older than the engine's, or of an older rev.
 	sent := 0
-	for suffix, all := range payloads {
-		for i, payload := range append(all, bytes.Repeat([]byte{'{'}, 2<<20)) {
-			err := m.broker.Publish(broker.Message{Topic: "nodes/" + string(a) + "/" + suffix, Payload: payload, QoS: byte(i % 2), Retain: i%100 == 99})
-			if err != nil {
-				t.Error(err)
+	for kind, s := range contract() {
+		for _, topic := range topicsOf(kind, a) {
+			payloads := hostileOn(kind, topic)
+			if s.to != theNode {
+				payloads = payloads[:few]
 			}
-			sent++
+			sent += m.pour(t, topic, payloads)
 		}
 	}
-	m.assign(t, a, held("web.1.0", 11, true))
-	l.eventually("a good assignment among the bad ones is heard", func() bool {
-		if m.status("web.1.0").Instance == "" { // it may have left for the frame that is larger than any: a manager repeats itself by sync
-			m.assign(t, a, held("web.1.0", 11, true))
-		}
-		return up("web.1.0")()
-	})
+	for _, suffix := range []string{"control/x", "control/deploy/x/y", "control", "net/x"} {
+		sent += m.pour(t, "nodes/"+string(a)+"/"+suffix, hostileOn(messages.NodeControlTopic, "deploy")[:few])
+	}
+	heard := func(id messages.InstanceID, rev uint64) {
+		l.eventually(string(id)+", a good assignment among the bad ones, is heard", func() bool {
+			if m.status(id).Instance == "" { // it may have left for the frame that is larger than any: a manager repeats itself by sync
+				m.assign(t, a, held(id, rev, true))
+			}
+			return up(id)()
+		})
+	}
+	heard("web.1.0", 11)
 	unhurt(t, p)
 	if after := l.lives(a); after["web.0.0"] != before["web.0.0"] || len(after) != 2 {
 		t.Errorf("before %v, after %v", before, after)
 	}
+
+	// Networks that it has to obey, each newer than the last, and services: what they take from it comes back with one that makes sense.
+	var newer [][]byte
+	for i, payload := range hostileOn(messages.NetConfigTopic, "config") {
+		newer = append(newer, revOf.ReplaceAll(payload, fmt.Appendf(nil, `"rev":%d`, stands+1+i)))
+	}
+	sent += m.pour(t, topicsOf(messages.NetConfigTopic, a)[0], newer)
+	sent += m.pour(t, topicsOf(messages.NetServicesTopic, a)[0], hostileOn(messages.NetServicesTopic, "services"))
+	configure(theNetwork(2 * stands))
+	heard("web.2.0", 12)
+	unhurt(t, p)
 	peak := peakKiB(t, p)
 	t.Logf("%d hostile messages, memory %d MiB at most", sent, peak>>10)
 	if peak > engineMemory {
 		t.Errorf("the engine held %d KiB, at most %d", peak, engineMemory)
 	}
-	for rev, id := range []messages.InstanceID{"web.0.0", "web.1.0"} {
+	for rev, id := range []messages.InstanceID{"web.0.0", "web.1.0", "web.2.0"} {
 		m.assign(t, a, held(id, uint64(20+rev), false))
 		l.eventually(string(id)+" is stopped", func() bool { return m.status(id).State == messages.Stopped })
 	}
+}
+
+var revOf = regexp.MustCompile(`"rev":\d+`)
+
+// pour publishes payloads to a topic, and one that is larger than any.
+func (m *fakeManager) pour(t *testing.T, topic string, payloads [][]byte) int {
+	t.Helper()
+	for i, payload := range append(payloads, bytes.Repeat([]byte{'{'}, 2<<20)) {
+		if err := m.broker.Publish(broker.Message{Topic: topic, Payload: payload, QoS: byte(i % 2), Retain: i%100 == 99}); err != nil {
+			t.Error(err)
+		}
+	}
+	return len(payloads) + 1
 }
 
 // A registration that is answered with nonsense is tried again, and one that makes sense is taken.

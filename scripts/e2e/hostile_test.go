@@ -304,31 +304,48 @@ func (h *hostile) publishAll(id string, topics []string, payloads [][]byte, set 
 	c.Disconnect(0)
 }
 
+// few are enough payloads where nobody is to hear them.
+const few = 60
+
+// operator speaks as a client without a name may: to the manager and to the engine of a real node. Whatever else it says, nobody hears.
 func (h *hostile) operator() {
-	j := app("hostile", 1, map[string]string{"A": "b"})
-	j.Constraints = messages.Constraints{Labels: map[string]string{"there": "is none"}}
-	j.Volumes = []messages.Volume{{Source: "data", Target: "/data"}}
-	j.Devices = []messages.Device{{Host: "/dev/null"}}
-	j.Resources = messages.Resources{CPUs: 0.1, MemoryMB: 64}
-	j.Args, j.ID = []string{"x"}, messages.NumberID(7)
-	for _, verb := range messages.Verbs() {
-		cmd := messages.Command{Command: verb, Job: j, Cluster: []string{"lab"}, RequestID: "hostile"}
-		h.publishAll("hostile-operator", []string{"control/" + string(verb)}, spoil(cmd), nil)
+	a := h.id("a")
+	for kind, s := range contract() {
+		for _, topic := range topicsOf(kind, a) {
+			payloads := hostileOn(kind, topic)
+			if s.by != theClient {
+				payloads = append([][]byte{messages.Encode(s.payload)}, payloads[:few]...)
+			}
+			h.publishAll("hostile-operator", []string{topic}, payloads, nil)
+		}
 	}
-	h.eventually("hundreds of refusals that say why", func() bool { return len(h.resultsOf("hostile")) > 500 })
-	a := "nodes/" + string(h.id("a"))
-	status := messages.InstanceStatus{Instance: "web.0.0", Job: "web", State: messages.FailedState, Seq: 1 << 60}
-	others := []string{"jobs/web/status", a + "/status", "cluster/status", "events/x", "control/results/hostile", a + "/presence", a + "/job", a + "/control/delete",
-		a + "/control/sync", a + "/net/config", a + "/information", "$SYS/broker/x", "no/topic", "nodes/" + strings.Repeat("x", 1000) + "/job"}
-	h.publishAll("hostile-operator", others, append(spoil(status), messages.Encode(messages.Assignment{Instance: "web.0.0", Rev: 1 << 60, Epoch: 1 << 60}))[:60], nil)
-	h.publishAll("hostile-operator", []string{a + "/control/logs"}, spoil(messages.LogsRequest{Instance: "web.0.0", RequestID: "logs", Tail: 1}), nil)
+	others := []string{"$SYS/broker/x", "no/topic", "control", "control/x", "control/node", "control/node/x", "control/guest/x", "nodes/" + strings.Repeat("x", 1000) + "/job"}
+	h.publishAll("hostile-operator", others, hostileOn(messages.CommandTopic, "control/deploy")[:few], nil)
+	// Each has its own answer, where it can be read; what is refused for another reason than its bytes has been looked up, or sought a node.
+	for _, why := range []string{"deploy bad_payload", "deploy no_node_matches", "delete unknown_job", "move unknown_node", "replicate unknown_job", "replace unknown_node", "remove unknown_node", "add no_node_matches", "remove unknown_guest"} {
+		h.eventually("hostile commands answered with "+why, func() bool { return h.answers()[why] > 5 })
+	}
+	h.t.Logf("answers: %v", h.answers())
 }
 
-// node speaks with the password of a node that has registered in good order.
+// answers counts the first answers to hostile commands, by verb and code.
+func (h *hostile) answers() map[string]int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	counts := map[string]int{}
+	for id, results := range h.results {
+		if strings.HasPrefix(id, "hostile-") {
+			counts[string(results[0].Command)+" "+string(results[0].Code)]++
+		}
+	}
+	return counts
+}
+
+// node speaks with the password of a node that has registered in good order and has something to run.
 func (h *hostile) node() {
 	id := h.id("bad")
-	_, key, _ := ed25519.GenerateKey(nil)
-	welcome, err := h.register(messages.NodeInfo{Name: id, Technologies: []messages.TechnologyInfo{{Name: messages.Docker}}, CPU: messages.CPUInfo{Cores: 1 << 10}, MemoryMB: 1 << 20}, key)
+	key := newKey()
+	welcome, err := h.register(messages.NodeInfo{Name: id, Technologies: []messages.TechnologyInfo{{Name: messages.Docker}}, CPU: messages.CPUInfo{Cores: 4}, MemoryMB: 4096}, key)
 	if err != nil {
 		h.t.Error(err)
 		return
@@ -336,15 +353,37 @@ func (h *hostile) node() {
 	set := func(o *mqtt.ClientOptions) {
 		o.SetUsername(welcome.Username).SetPassword(welcome.Password).SetBinaryWill("nodes/"+string(id)+"/presence", []byte("\xff not json"), 1, true)
 	}
-	own := "nodes/" + string(id)
 	client := "node-" + string(id)
-	h.publishAll(client, []string{own + "/presence"}, spoil(messages.Presence{Online: true, BootID: "b", Epoch: 1, Rev: 1, Digest: "d"}), set)
-	status := messages.InstanceStatus{Instance: "web.0.0", Job: "web", Rev: 1, Attempt: 1, Seq: 1, State: messages.Running, Healthy: true, Reason: "r", Address: "1.2.3.4",
-		Ports: []messages.Port{{Host: 1, Container: 1, Protocol: "tcp"}}, Progress: &messages.Progress{DoneBytes: 1}, StartedAt: messages.At(time.Now()), ImageID: "i", Workload: "w"}
-	h.publishAll(client, []string{own + "/job"}, spoil(status), set)
-	h.publishAll(client, []string{own + "/information"}, spoil(messages.Telemetry{CPU: messages.CPUUse{PerCore: []float64{1}}, Instances: []messages.InstanceUse{{Instance: "web.0.0"}}}), set)
-	h.publishAll(client, []string{own + "/net/endpoints", own + "/logs/web.0.0", own + "/control/sync", "nodes/" + string(h.id("a")) + "/job", "control/delete"},
-		spoil(messages.LogChunk{RequestID: "r", Instance: "web.0.0", Text: "t"}), set)
+	c := dial(h.lab, client, set)
+	for _, kind := range []messages.Kind{messages.PresenceTopic, messages.InventoryTopic} {
+		topic := messages.Topic{Kind: kind, Node: id}
+		p := any(messages.Inventory{Last: true})
+		if kind == messages.PresenceTopic {
+			p = messages.Presence{Online: true, BootID: "b", Epoch: welcome.Epoch}
+		}
+		c.Publish(topic.String(), 1, kind == messages.PresenceTopic, messages.Encode(p)).WaitTimeout(soon)
+	}
+	fake := app("fake", 1, nil)
+	fake.Resources.MemoryMB = 2048
+	request := h.send(deployCommand(fake, id))
+	h.instance("fake", "is placed on the node", func(i messages.InstanceReport) bool { return i.Node == id })
+	c.Disconnect(0)
+	for kind, s := range contract() {
+		for _, topic := range topicsOf(kind, id) {
+			payloads := hostileOn(kind, topic)
+			if s.by != theNode {
+				payloads = payloads[:few]
+			}
+			h.publishAll(client, []string{topic}, payloads, set)
+		}
+	}
+	for kind, s := range contract() {
+		if s.by == theNode {
+			topics := topicsOf(kind, h.id("a"))
+			h.publishAll(client, topics, append([][]byte{messages.Encode(s.payload)}, hostileOn(kind, topics[0])[:few]...), set)
+		}
+	}
+	h.t.Logf("%s: %v", request, h.resultsOf(request))
 }
 
 // register introduces a node as an Engine.IO 4 client does.

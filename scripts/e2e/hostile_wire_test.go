@@ -92,21 +92,17 @@ func openings() [][]byte {
 	return [][]byte{nil, connectPacket(4, "", "", ""), connectPacket(5, "", "", "")}
 }
 
-// each calls f for every item, many at once.
+// each calls f for every item, many at once. f may end its goroutine, as Fatal does.
 func each[T any](items []T, atOnce int, f func(T)) {
-	work := make(chan T)
+	places := make(chan struct{}, atOnce)
 	var wg sync.WaitGroup
-	for range atOnce {
+	for _, item := range items {
+		places <- struct{}{}
 		wg.Go(func() {
-			for item := range work {
-				f(item)
-			}
+			defer func() { <-places }()
+			f(item)
 		})
 	}
-	for _, item := range items {
-		work <- item
-	}
-	close(work)
 	wg.Wait()
 }
 
