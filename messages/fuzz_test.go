@@ -53,6 +53,8 @@ func FuzzDecodeAssignment(f *testing.F) { fuzzPayload(f, "assignment") }
 
 func FuzzDecodeSync(f *testing.F) { fuzzPayload(f, "sync") }
 
+func FuzzDecodeInventoryRequest(f *testing.F) { fuzzPayload(f, "inventory-request") }
+
 // FuzzDecodeInventory holds a piece of an Inventory to the same.
 func FuzzDecodeInventory(f *testing.F) { fuzzPayload(f, "inventory") }
 

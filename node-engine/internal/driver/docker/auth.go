@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -45,20 +47,25 @@ func (d *Driver) credentials(named reference.Named) (string, error) {
 	return auth, nil
 }
 
-// findCredentials never quotes the file in its errors: it holds passwords.
+// findCredentials never quotes the file in its errors: it holds passwords. Of keys that mean the same registry its name itself goes first.
 func findCredentials(raw []byte, domain string) (string, error) {
 	var file credentialFile
 	if json.Unmarshal(raw, &file) != nil {
 		return "", errors.New(`want a JSON object {"auths":{"registry":{"auth":"…"}}}`)
 	}
-	for key, entry := range file.Auths {
+	keys := slices.Sorted(maps.Keys(file.Auths))
+	if _, ok := file.Auths[domain]; ok {
+		keys = append([]string{domain}, keys...)
+	}
+	for _, key := range keys {
 		if registryOf(key) != domain {
 			continue
 		}
+		entry := file.Auths[key]
 		decoded, err := base64.StdEncoding.DecodeString(entry.Auth)
 		user, password, ok := strings.Cut(strings.TrimRight(string(decoded), "\x00"), ":")
 		if err != nil || (!ok && entry.IdentityToken == "") {
-			return "", fmt.Errorf("auths[%q].auth: want base64 of user:password", key)
+			return "", fmt.Errorf("auths[%.255q].auth: want base64 of user:password", key)
 		}
 		return registry.EncodeAuthConfig(registry.AuthConfig{
 			Username: user, Password: password, IdentityToken: entry.IdentityToken, ServerAddress: key,

@@ -35,7 +35,7 @@ type shelf struct {
 
 func openShelf(file string) *shelf {
 	s := &shelf{file: file, images: map[string]pulled{}, noted: map[string]time.Time{}}
-	if body, err := os.ReadFile(file); err == nil && json.Unmarshal(body, &s.images) != nil {
+	if body, err := os.ReadFile(file); err == nil && (json.Unmarshal(body, &s.images) != nil || s.images == nil) { // nil: the file says null
 		s.images = map[string]pulled{}
 	}
 	for ref, p := range s.images {

@@ -1,0 +1,74 @@
+package docker
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/api/types/registry"
+)
+
+// FuzzShelf holds for a file of any content: what it says can be used, and what is noted on top of it is found again.
+func FuzzShelf(f *testing.F) {
+	for _, s := range []string{"", "{}", "null", "[]", `{"a:1":{"id":"sha256:x","used":"2026-01-02T15:04:05Z"}}`, `{"a:1":null,"":{}}`, `{"a:1":{"id":7}}`, `{"a:1":{"used":"never"}}`, "\xff"} {
+		f.Add([]byte(s))
+	}
+	file := filepath.Join(f.TempDir(), "images") // each worker is a process
+	f.Fuzz(func(t *testing.T, content []byte) {
+		if err := os.WriteFile(file, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		now := time.Unix(1_000_000, 0)
+		s := openShelf(file)
+		for ref := range s.all() {
+			s.used(ref, now)
+		}
+		if err := s.add("new:1", "sha256:x", now); err != nil {
+			t.Fatal(err)
+		}
+		if again := openShelf(file).all(); again["new:1"].ID != "sha256:x" || len(again) != len(s.all()) {
+			t.Fatalf("%d images were noted, %d are found", len(s.all()), len(again))
+		}
+		for ref := range s.all() {
+			s.forget(ref)
+		}
+		if left := openShelf(file).all(); len(left) > 0 {
+			t.Fatalf("%v are left", left)
+		}
+	})
+}
+
+// FuzzCredentials holds for a file of any content: the errors are short and do not quote what may be a password, the same file means the same
+// each time, and what is sent can be read by Docker.
+func FuzzCredentials(f *testing.F) {
+	for _, s := range []string{"", "{}", "null", `{"auths":null}`, `{"auths":{"registry.lan":{"auth":"dXNlcjpwYXNzd29yZA=="}}}`, `{"auths":{"https://registry.lan/v1/":{"auth":"dTpw"},"registry.lan":{"auth":"dXNlcjpw"}}}`,
+		`{"auths":{"registry.lan":{"identitytoken":"t"}}}`, `{"auths":{"registry.lan":{"auth":"!"}}}`, `{"auths":{"registry.lan":7}}`, `{"auths":{"":{}}}`} {
+		f.Add([]byte(s), "registry.lan")
+	}
+	f.Add([]byte(`{"auths":{"https://index.docker.io/v1/":{"auth":"dTpw"}}}`), "docker.io")
+	f.Fuzz(func(t *testing.T, raw []byte, domain string) {
+		auth, err := findCredentials(raw, domain)
+		if strings.Contains(domain, "://") {
+			return // of no image
+		}
+		for range 3 {
+			if again, _ := findCredentials(raw, domain); again != auth {
+				t.Fatalf("once %q and once %q", auth, again)
+			}
+		}
+		if err != nil {
+			if len(err.Error()) > 1000 {
+				t.Fatalf("the error has %d bytes", len(err.Error()))
+			}
+			return
+		}
+		if auth == "" {
+			return
+		}
+		if c, err := registry.DecodeAuthConfig(auth); err != nil || registryOf(c.ServerAddress) != domain || !strings.Contains(string(raw), ":") {
+			t.Fatalf("%q: %+v, %v", auth, c, err)
+		}
+	})
+}
