@@ -31,9 +31,11 @@ func (d *disk) Commit(ctx context.Context, changes []managersim.Change) error {
 	if d.sim.bug == LosesLastCommit {
 		d.pending, changes = changes, d.pending
 	}
+	check := d.sim.rules.stopping(ctx, changes)
 	if err := d.Memory.Commit(ctx, changes); err != nil {
 		return err
 	}
+	check()
 	m.point("the end of a commit")
 	return nil
 }

@@ -27,8 +27,9 @@ type rules struct {
 	jobs  map[messages.JobName]*messages.JobStatus
 	board map[messages.NodeID]*messages.NodeStatus
 	// serving is how many copies of a job users may rely on in gentle weather.
-	serving map[messages.JobName]int
-	newest  map[messages.JobName]string // request id of the newest command
+	serving   map[messages.JobName]int
+	newest    map[messages.JobName]string // request id of the newest command
+	takedowns takedowns
 }
 
 // track is an instance as one disk of one node knows it; an empty instance is the node itself.
@@ -69,6 +70,7 @@ func (r *rules) heard(c *conn, payload []byte) {
 		r.sim.violation("%s sends a status that cannot be read: %v", c.node.id, err)
 		return
 	}
+	r.takedowns.heard(i)
 	if r.sim.weather == harsh {
 		return // the network itself takes seq back
 	}
