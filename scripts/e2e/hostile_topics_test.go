@@ -186,7 +186,7 @@ func hostileOn(kind messages.Kind, topic string) [][]byte {
 func TestHostileTopicsAreAll(t *testing.T) {
 	all, said := kinds(), slices.Sorted(maps.Keys(contract()))
 	if len(all) < 26 || !slices.Equal(all, said) {
-		t.Errorf("the contract has the kinds of topic %v, hostile payloads are for %v", all, said)
+		t.Fatalf("the contract has the kinds of topic %v, hostile payloads are for %v", all, said)
 	}
 	for _, kind := range all {
 		for _, topic := range topicsOf(kind, "n") {
