@@ -15,6 +15,7 @@ package reconcile
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"skerry.internal/cluster-manager/internal/cluster"
@@ -258,7 +259,10 @@ func (p *planner) several(olds []*cluster.Placement, newest *cluster.Placement) 
 		return
 	}
 	if !p.upToDate(newest) && !newest.Up() && !newest.Abandoned {
-		p.act(Action{Kind: Stop, Placement: newest, Reason: "the job was changed again"})
+		p.stale, p.rolling = true, true
+		if !p.mayBeTheOnlyOne(olds, newest) {
+			p.act(Action{Kind: Stop, Placement: newest, Reason: "the job was changed again"})
+		}
 		return
 	}
 	switch p.originalOf(olds, newest) {
@@ -282,6 +286,16 @@ func (p *planner) several(olds []*cluster.Placement, newest *cluster.Placement) 
 		return
 	}
 	p.giveUp(olds, newest, code, reason)
+}
+
+// mayBeTheOnlyOne reports whether the newest may be the only one that is up: none of the others is, and what its node says of it is still waited for, as
+// after a start of the manager.
+func (p *planner) mayBeTheOnlyOne(olds []*cluster.Placement, newest *cluster.Placement) bool {
+	if newest.Observed != nil || newest.After != "" || slices.ContainsFunc(olds, (*cluster.Placement).Up) {
+		return false
+	}
+	code, _ := p.failed(newest, newest.AwaitedSince)
+	return code == ""
 }
 
 // leftBehind stops the placements of boards that do not come back: there is nothing to go back to or to wait for.

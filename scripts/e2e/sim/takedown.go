@@ -87,6 +87,14 @@ func (r *rules) stopped(st *managersim.State, p *managersim.Placement) {
 	if replaced(p.Ordinal) {
 		return
 	}
+	awaited := false // a replacement that has no room beside it
+	for _, other := range j.Placements {
+		awaited = awaited || other.After == p.Instance && other.Run
+	}
+	if !awaited {
+		r.sim.say("manager 3 takedown", func() { r.sim.violation("the manager stops %s, which is healthy, before another one is", p.Instance) })
+		return
+	}
 	if d.down[p.Job] == nil {
 		d.down[p.Job] = map[int]messages.InstanceID{}
 	}
