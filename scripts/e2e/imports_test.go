@@ -62,7 +62,8 @@ var sharedOutside = map[string][]string{
 	"github.com/eclipse/paho.mqtt.golang": {"node-engine/internal/session", "cluster-manager/cmd/skerry", "scripts/bench"},
 	// The kernel's links: the host's side of the overlay, and the side of the containers.
 	"github.com/vishvananda/netlink": {"netmanager/link", "netmanager/attach"},
-	// The bench measures the bare library beside the tunnel that we make of it.
+	// The benches measure the bare library beside the broker, and the tunnel, that we make of it.
+	"github.com/mochi-mqtt/server/v2":          {"broker", "scripts/bench"},
 	"github.com/tailscale/wireguard-go/conn":   {"netmanager/tunnel/bind", "netmanager/bench"},
 	"github.com/tailscale/wireguard-go/device": {"netmanager/tunnel", "netmanager/bench"},
 }
