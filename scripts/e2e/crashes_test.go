@@ -404,7 +404,7 @@ func (c *crashes) publish(client *commander, cmd messages.Command) (string, bool
 		case !answered:
 		case r.Phase != messages.Refused:
 			return cmd.RequestID, true
-		case r.Code == messages.NoNodeMatches:
+		case r.Code == messages.NoNodeMatches, r.Code == messages.NoTechnology: // of an engine that began while its dockerd was killed
 			n++
 			time.Sleep(100 * time.Millisecond) // until it is back
 		case r.Code == messages.Unavailable: // a move while copies are replaced
