@@ -3,6 +3,7 @@ package broker
 import (
 	"errors"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -113,6 +114,9 @@ func (w *wire) Read(p []byte) (n int, err error) {
 		}
 	} else {
 		n, err = w.Conn.Read(p)
+		if n == len(p) { // there is more: whoever sends as fast as it can shall not keep a processor from the others for a whole time slice
+			runtime.Gosched()
+		}
 		w.counters.bytesIn.Add(uint64(n))
 	}
 	if n > 0 {

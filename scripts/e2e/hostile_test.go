@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/ed25519"
 	"encoding/json"
@@ -9,6 +10,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,38 +27,97 @@ import (
 )
 
 const (
-	// tripFloor is the p99 that a well-behaved client is granted whatever it had before: a manager that shares two cores with those
-	// who attack it waits its turn for tens of milliseconds without any fault of its own. A stall that this test looks for (a lock
-	// held during a write, a queue behind a slow reader) takes seconds.
-	tripFloor = 250 * time.Millisecond
+	// tripFloor is the p99 that a well-behaved client is granted whatever it had before, which is less than a millisecond: a manager with two
+	// cores that is given all it can take needs some milliseconds for its turn, and a machine that others use too adds tens. A stall that this
+	// test looks for (a lock held during a write, a queue behind a slow reader) takes seconds.
+	tripFloor = 150 * time.Millisecond
 	// managerMemory bounds what a manager under all of these attacks ever held, in KiB: 10,000 connections of HTTP and MQTT at some
 	// 10 KiB each, a slow consumer's 8 MiB, and as much again for the garbage collector.
 	managerMemory = 256 << 10
 	halfOpen      = 10_000
 )
 
-// witness is a well-behaved client: it asks for what is refused and waits for the answer, which every part of the manager but the
-// disk has a hand in.
+// witness is a well-behaved client: it asks for what is refused and waits for the answer, which every part of the manager but the disk has a hand
+// in. It is a process of its own, and goes before its attackers on the processors as the manager does: they would be other machines', and what
+// counts is what the manager makes of them.
 type witness struct {
-	l       *lab
-	client  mqtt.Client
-	answers chan string
-	n       int
+	l     *lab
+	trips chan time.Duration
 }
+
+// witnessAt names the address of the broker for a process that is a witness and nothing else.
+const witnessAt = "SKERRY_TEST_WITNESS"
+
+// attackedFirst is the priority of those that are attacked; attackers have 0.
+const attackedFirst = -10
 
 func newWitness(l *lab) *witness {
 	l.t.Helper()
-	w := &witness{l: l, answers: make(chan string, 16)}
-	w.client = dial(l, "witness", nil)
-	token := w.client.Subscribe("control/results/+", 1, func(_ mqtt.Client, m mqtt.Message) {
-		if id := strings.TrimPrefix(m.Topic(), "control/results/"); strings.HasPrefix(id, "witness") {
-			w.answers <- id
-		}
-	})
-	if token.Wait(); token.Error() != nil {
-		l.t.Fatal(token.Error())
+	w := &witness{l: l, trips: make(chan time.Duration, 1<<20)}
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", l.manager.cmd.Process.Pid))
+	if err != nil {
+		l.t.Fatal(err)
 	}
+	for _, task := range tasks { // threads that come later have it from these
+		if id, err := strconv.Atoi(filepath.Base(task)); err == nil {
+			_ = unix.Setpriority(unix.PRIO_PROCESS, id, attackedFirst) // it may have ended
+		}
+	}
+	cmd := exec.Command("nice", "-n", strconv.Itoa(attackedFirst), os.Args[0])
+	cmd.Env, cmd.Stderr = append(os.Environ(), witnessAt+"="+l.mqtt), l.t.Output()
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	read := make(chan struct{})
+	l.t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-read
+		_ = cmd.Wait()
+	})
+	go func() {
+		defer close(read)
+		defer close(w.trips)
+		for s := bufio.NewScanner(out); s.Scan(); {
+			if ns, err := strconv.ParseInt(s.Text(), 10, 64); err == nil {
+				w.trips <- time.Duration(ns)
+			}
+		}
+	}()
 	return w
+}
+
+// bearWitness is the process of a witness: it prints how long each of its trips took, in ns, until it is killed.
+func bearWitness(addr string) error {
+	answers := make(chan string, 16)
+	c := mqtt.NewClient(mqtt.NewClientOptions().AddBroker("tcp://" + addr).SetClientID("witness").SetAutoReconnect(false))
+	if t := c.Connect(); t.Wait() && t.Error() != nil {
+		return t.Error()
+	}
+	if t := c.Subscribe("control/results/+", 1, func(_ mqtt.Client, m mqtt.Message) {
+		if id := strings.TrimPrefix(m.Topic(), "control/results/"); strings.HasPrefix(id, "witness") {
+			answers <- id
+		}
+	}); t.Wait() && t.Error() != nil {
+		return t.Error()
+	}
+	for n := 0; ; n++ {
+		id := fmt.Sprintf("witness%d", n)
+		start := time.Now()
+		c.Publish("control/delete", 1, false, `{"command":"delete","job":{"name":"no-such-job"},"request_id":"`+id+`"}`)
+		for late, got := time.After(soon), ""; got != id; {
+			select {
+			case got = <-answers:
+			case <-late:
+				return fmt.Errorf("%s was not answered within %s", id, soon)
+			}
+		}
+		fmt.Println(time.Since(start).Nanoseconds())
+		time.Sleep(2 * time.Millisecond) // it is a client, and no load
+	}
 }
 
 // dial connects a client that does not come back.
@@ -77,47 +139,29 @@ func dial(l *lab, id string, set func(*mqtt.ClientOptions)) mqtt.Client {
 	return c
 }
 
-// trip returns how long one command and its answer took.
-func (w *witness) trip() (time.Duration, error) {
-	w.n++
-	id := fmt.Sprintf("witness%d", w.n)
-	start := time.Now()
-	w.client.Publish("control/delete", 1, false, `{"command":"delete","job":{"name":"no-such-job"},"request_id":"`+id+`"}`)
-	for late := time.After(soon); ; {
-		select {
-		case got := <-w.answers:
-			if got == id {
-				return time.Since(start), nil
-			}
-		case <-late:
-			return 0, fmt.Errorf("%s was not answered within %s", id, soon)
-		}
-	}
-}
-
-// during measures until attack has ended, and 200 times at least.
-func (w *witness) during(attack func()) time.Duration {
+// during measures until attack has ended, and 500 times at least.
+func (w *witness) during(attack func()) (p50, p99 time.Duration) {
 	w.l.t.Helper()
+	for len(w.trips) > 0 { // of before
+		<-w.trips
+	}
 	over := make(chan struct{})
 	go func() { defer close(over); attack() }()
 	defer func() { <-over }()
 	var all []time.Duration
-	for {
-		d, err := w.trip()
-		if err != nil {
-			w.l.t.Error(err)
-			return soon
-		}
+	for d := range w.trips {
 		all = append(all, d)
 		select {
 		case <-over:
-			if len(all) >= 200 {
+			if len(all) >= 500 {
 				slices.Sort(all)
-				return all[len(all)*99/100]
+				return all[len(all)/2], all[len(all)*99/100]
 			}
 		default:
 		}
 	}
+	w.l.t.Fatal("the witness got no answer any more")
+	return 0, 0
 }
 
 // Whatever anybody sends to a manager, it does not crash, serves the others, and holds no more memory than stated.
@@ -129,9 +173,9 @@ func TestHostileClients(t *testing.T) {
 	before := l.lives(a)
 	w := newWitness(l)
 	w.during(func() {}) // warm
-	calm := w.during(func() {})
+	calm50, calm := w.during(func() {})
 	limit := max(3*calm, tripFloor)
-	t.Logf("calm: p99 %s, so at most %s", calm, limit)
+	t.Logf("calm: p50 %s, p99 %s, so at most %s", calm50, calm, limit)
 	h := &hostile{lab: l}
 	for _, attack := range []struct {
 		name string
@@ -148,8 +192,8 @@ func TestHostileClients(t *testing.T) {
 		{"a client that publishes as fast as it can", h.flood},
 	} {
 		start := time.Now()
-		p99 := w.during(attack.run)
-		t.Logf("%s, %s: p99 %s, memory %d MiB at most so far", attack.name, time.Since(start).Round(100*time.Millisecond), p99, peakKiB(t, l.manager)>>10)
+		p50, p99 := w.during(attack.run)
+		t.Logf("%s, %s: p50 %s, p99 %s, memory %d MiB at most so far", attack.name, time.Since(start).Round(100*time.Millisecond), p50, p99, peakKiB(t, l.manager)>>10)
 		if p99 > limit {
 			t.Errorf("%s: p99 of the others is %s, at most %s", attack.name, p99, limit)
 		}

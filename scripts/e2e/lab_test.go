@@ -104,6 +104,10 @@ func importImage(dir, program, image string, changes ...string) error {
 }
 
 func TestMain(m *testing.M) {
+	if addr := os.Getenv(witnessAt); addr != "" {
+		fmt.Fprintln(os.Stderr, "witness:", bearWitness(addr))
+		os.Exit(1)
+	}
 	// This machine's own network is not the tests': labs in namespaces ask for theirs.
 	if err := os.Setenv("SKERRY_OVERLAY", "off"); err != nil {
 		panic(err)
