@@ -213,13 +213,14 @@ func (d *Driver) resume(ctx context.Context, cli *client.Client, spec driver.Spe
 }
 
 // stuck reports whether a container can never be started again: dockerd was killed while it was being started, or its program ended while
-// dockerd was away, and containerd still holds a task or a shim under its id.
+// dockerd was away, and containerd still holds a task, a shim or a folder under its id.
 func stuck(err error) bool {
 	if err == nil {
 		return false
 	}
 	text := err.Error()
-	return (strings.Contains(text, "task") && strings.Contains(text, "already exists")) || strings.Contains(text, "id already in use")
+	return (strings.Contains(text, "task") && strings.Contains(text, "already exists")) || strings.Contains(text, "id already in use") ||
+		(strings.Contains(text, "failed to start shim") && strings.Contains(text, "file exists"))
 }
 
 // undo removes a container that must not stay.
