@@ -279,9 +279,12 @@ func (c *crashes) command(round, who int, story *rand.Rand, over <-chan struct{}
 			case messages.Replicate:
 				next.replicas = 1 + story.IntN(2)
 				cmd.Job.Replicas = &next.replicas
-			case messages.Move: // of the copies that are elsewhere now
-				next.on = c.ids()[story.IntN(2)]
-				cmd.Worker = []messages.NodeID{next.on}
+			case messages.Move: // of the copies that are elsewhere now; what a change is yet to replace may go anywhere after that
+				to := c.ids()[story.IntN(2)]
+				cmd.Worker = []messages.NodeID{to}
+				if c.done(name) {
+					next.on = to
+				}
 			}
 			if id, ok := c.publish(client, cmd); ok {
 				if w = next; verb == messages.Move {
