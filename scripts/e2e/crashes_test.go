@@ -67,9 +67,7 @@ func (c *crashes) errorf(format string, args ...any) {
 // desired is what a job shall be.
 type desired struct {
 	replicas int
-	note     string          // in the environment, so that a lost change is seen
-	on       messages.NodeID // where a move has sent the copies; "" is anywhere
-	move     string          // the request id of that move
+	note     string // in the environment, so that a lost change is seen
 }
 
 // numberOf returns a number from the environment.
@@ -262,16 +260,16 @@ func (c *crashes) command(round, who int, story *rand.Rand, over <-chan struct{}
 	client := &commander{id: fmt.Sprintf("commander-%d-%d", round, who), addr: c.mqtt}
 	defer client.close()
 	for _, old := range c.left(fmt.Sprintf("job-%d-%d-", round-1, who)) {
-		if _, ok := c.publish(client, messages.Command{Command: messages.Delete, Job: messages.Job{Name: old}, RequestID: "old-" + string(old)}); ok {
-			c.acknowledged(old, desired{}, messages.Delete)
+		if !c.publish(client, messages.Command{Command: messages.Delete, Job: messages.Job{Name: old}, RequestID: "old-" + string(old)}) {
+			continue
 		}
+		c.acknowledged(old, desired{}, messages.Delete)
 	}
 	for n := 0; ; n++ {
 		name := messages.JobName(fmt.Sprintf("job-%d-%d-%d", round, who, n))
 		var w desired // as accepted
-		for i, verb := range []messages.Verb{messages.Deploy, messages.Move, messages.Replicate, messages.Deploy, messages.Move, messages.Delete} {
+		for i, verb := range []messages.Verb{messages.Deploy, messages.Replicate, messages.Deploy, messages.Move, messages.Delete} {
 			next, cmd := w, messages.Command{Command: verb, Job: messages.Job{Name: name}, RequestID: fmt.Sprintf("%d-%d", n, i)}
-			next.on, next.move = "", "" // a new copy may go anywhere
 			switch verb {
 			case messages.Deploy:
 				next.replicas, next.note = 1+story.IntN(2), fmt.Sprintf("%d.%d", n, i)
@@ -279,17 +277,11 @@ func (c *crashes) command(round, who int, story *rand.Rand, over <-chan struct{}
 			case messages.Replicate:
 				next.replicas = 1 + story.IntN(2)
 				cmd.Job.Replicas = &next.replicas
-			case messages.Move: // of the copies that are elsewhere now; what a change is yet to replace may go anywhere after that
-				to := c.ids()[story.IntN(2)]
-				cmd.Worker = []messages.NodeID{to}
-				if c.done(name) {
-					next.on = to
-				}
+			case messages.Move: // of the copies that are elsewhere now; what is being replaced at this moment may go anywhere
+				cmd.Worker = []messages.NodeID{c.ids()[story.IntN(2)]}
 			}
-			if id, ok := c.publish(client, cmd); ok {
-				if w = next; verb == messages.Move {
-					w.move = id
-				}
+			if c.publish(client, cmd) {
+				w = next
 				c.acknowledged(name, w, verb)
 			}
 			for patient := story.IntN(2) == 0; patient && !c.done(name); {
@@ -396,9 +388,9 @@ func (c *commander) publish(cmd messages.Command) (messages.Result, bool) {
 	return messages.Result{}, false
 }
 
-// publish repeats a command until it is answered, and reports whether it was accepted, and under which request id. One that nobody has answered is repeated as it was, which
+// publish repeats a command until it is answered, and reports whether it was accepted. One that nobody has answered is repeated as it was, which
 // does nothing where it had come through. One that was refused because a node was just away is asked again as another.
-func (c *crashes) publish(client *commander, cmd messages.Command) (string, bool) {
+func (c *crashes) publish(client *commander, cmd messages.Command) bool {
 	name := cmd.RequestID
 	for n, end := 0, time.Now().Add(soon); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		cmd.RequestID = fmt.Sprintf("%s-%s.%d", client.id, name, n)
@@ -406,19 +398,19 @@ func (c *crashes) publish(client *commander, cmd messages.Command) (string, bool
 		switch {
 		case !answered:
 		case r.Phase != messages.Refused:
-			return cmd.RequestID, true
+			return true
 		case r.Code == messages.NoNodeMatches, r.Code == messages.NoTechnology: // of an engine that began while its dockerd was killed
 			n++
 			time.Sleep(100 * time.Millisecond) // until it is back
 		case r.Code == messages.Unavailable: // a move while copies are replaced
-			return "", false
+			return false
 		default:
 			c.errorf("%s %s: %s %s %s", cmd.Command, cmd.Job.Name, r.Phase, r.Code, r.Message)
-			return "", false
+			return false
 		}
 	}
 	c.errorf("never accepted: %s %s", cmd.Command, cmd.Job.Name)
-	return "", false
+	return false
 }
 
 // converge waits until everything is as it shall be, says what is not where that takes too long, and sees that it stays so.
@@ -540,8 +532,8 @@ func (c *crashes) said() (running, wrong []string) {
 	defer c.follower.mu.Unlock()
 	for name, w := range want {
 		s, ok := c.jobs[name]
-		if !ok || !c.isLocked(s, w) {
-			say("%s is %s, %d of %d healthy, %d instances %q, want %q on %q: %q", name, s.State, s.Healthy, w.replicas, len(s.Instances), s.Reason, w.note, w.on, brief(s))
+		if !ok || !w.is(s) {
+			say("%s is %s, %d of %d healthy, %d instances %q, want %q %q", name, s.State, s.Healthy, w.replicas, len(s.Instances), s.Reason, w.note, brief(s))
 		}
 		for _, i := range s.Instances {
 			running = append(running, string(i.Node)+" "+string(i.Instance))
@@ -568,17 +560,11 @@ func (c *crashes) done(name messages.JobName) bool {
 	c.follower.mu.Lock()
 	defer c.follower.mu.Unlock()
 	s, ok := c.jobs[name]
-	return ok == wanted && (!ok || c.isLocked(s, want))
+	return ok == wanted && (!ok || want.is(s))
 }
 
-// isLocked says whether a job is what it shall be: where it was sent to as well, unless a Result has said why it is not. The follower's mutex is
-// held.
-func (c *crashes) isLocked(s messages.JobStatus, d desired) bool {
-	excused := slices.ContainsFunc(c.results[d.move], func(r messages.Result) bool { return r.Phase == messages.Failed && r.Message != "" })
-	elsewhere := func(i messages.InstanceReport) bool { return i.Node != d.on }
-	if d.on != "" && !excused && slices.ContainsFunc(s.Instances, elsewhere) {
-		return false
-	}
+// is says whether a job is what it shall be.
+func (d desired) is(s messages.JobStatus) bool {
 	return s.State == messages.JobRunning && s.Healthy == d.replicas && len(s.Instances) == d.replicas && s.Spec.Environment["NOTE"] == d.note
 }
 
