@@ -10,6 +10,7 @@
 //	one, out of date ─────────────▶ Start a replacement, one ordinal at a time
 //	several, the newest good ─────▶ Stop the others
 //	several, the newest failed ───▶ Stop the newest (a move), or Revert the job (a change)
+//	several, the newest outdated ─▶ Stop the newest, unless it may be the only one that is up
 //	not wanted ───────────────────▶ Stop, then Forget once its node has said so or is lost
 package reconcile
 

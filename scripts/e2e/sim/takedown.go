@@ -14,8 +14,8 @@ import (
 const allowedDown = 1
 
 // takedowns holds in any weather that the manager itself takes no more copies of a job down than it may: it stops one that it was told is healthy
-// only where another instance of that copy has been healthy, or nobody wants the copy, or for at most allowedDown copies at a time. Copies that are
-// down by crashes, cut-offs and failures are not its doing.
+// only where another instance of that copy has been healthy, or nobody wants the copy, or its replacement waits for the room that it has, and that for
+// at most allowedDown copies at a time. Copies that are down by crashes, cut-offs and failures are not its doing.
 type takedowns struct {
 	mu     sync.Mutex                                       // guards what follows: commits are the manager's goroutine's
 	latest map[messages.InstanceID]messages.InstanceStatus  // as the manager was told
