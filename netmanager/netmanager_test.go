@@ -138,7 +138,8 @@ func TestWithoutIPv6(t *testing.T) {
 // A name server whose plane is replaced before it was run gives its sockets back: the next one needs them.
 func TestNamesThatNeverRan(t *testing.T) {
 	t.Parallel()
-	zone := dns.Config{Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")}, Zone: "skerry.internal",
+	// Not 127.0.0.1, of which a connection of another test may have the port by then.
+	zone := dns.Config{Listen: []netip.AddrPort{netip.MustParseAddrPort("127.53.0.2:0")}, Zone: "skerry.internal",
 		Upstreams: func() []netip.AddrPort { return nil }}
 	log := slog.New(slog.DiscardHandler)
 	m := &names{open: func(ctx context.Context) (*dns.Server, error) { return dns.New(ctx, zone, log) }, log: log}

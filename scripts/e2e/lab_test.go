@@ -137,7 +137,9 @@ func emptyLab(t *testing.T, flags ...string) *lab {
 	if _, err := programs(); err != nil {
 		t.Fatal(err)
 	}
-	l := &lab{t: t, dir: t.TempDir(), prefix: fmt.Sprintf("e%07x-", rand.Uint32()>>4), http: "127.0.0.1:0", mqtt: "127.0.0.1:0",
+	// An address of its own: of 127.0.0.1, a connection of another test may have the manager's port while the manager is down.
+	at := fmt.Sprintf("127.%d.%d.1:0", 64+rand.IntN(64), rand.IntN(256))
+	l := &lab{t: t, dir: t.TempDir(), prefix: fmt.Sprintf("e%07x-", rand.Uint32()>>4), http: at, mqtt: at,
 		flags: flags, nodes: map[messages.NodeID]*process{}}
 	t.Cleanup(l.cleanUp)
 	return l

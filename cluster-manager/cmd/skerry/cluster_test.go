@@ -29,7 +29,7 @@ type testCluster struct {
 func newCluster(t *testing.T) *testCluster {
 	t.Helper()
 	c := &testCluster{dir: t.TempDir()}
-	c.start(t, "127.0.0.1:0")
+	c.start(t, "127.53.0.1:0") // nobody's connections come from there, so that it is free again after a restart
 	t.Cleanup(func() { c.stop() })
 	return c
 }
