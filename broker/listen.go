@@ -183,6 +183,7 @@ func (b *Broker) register(w *wire) bool {
 // leave ends all that belongs to a connection.
 func (b *Broker) leave(s *session) {
 	_ = s.wire.Close()
+	s.wire.pace.end()
 	if s.box != nil && !b.guard(s, s.finish) {
 		b.forget(s.core)
 		b.park(s, 0, 0)

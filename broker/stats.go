@@ -12,7 +12,7 @@ type counters struct {
 	bytesIn, bytesOut                      atomic.Uint64
 	slowConsumers, panics, rejected        atomic.Uint64
 	connectTimeouts, acceptErrors, crowded atomic.Uint64
-	retained                               atomic.Int64
+	retained, hasty                        atomic.Int64
 }
 
 // Stats are figures since New, except for the first five, which are of this moment.

@@ -3,7 +3,6 @@ package broker
 import (
 	"errors"
 	"net"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,9 +36,12 @@ type wire struct {
 	last      byte   // the newest byte that Read returned
 	keepAlive time.Duration
 	refreshed time.Time
+	pace      pace
 
 	mu       sync.Mutex // guards all below
 	room     *sync.Cond // something was written, or the wire closed
+	full     [][]byte   // to be written first, in pieces, since to copy megabytes into one larger buffer stops everybody for milliseconds
+	waiting  int        // bytes in full
 	pending  []byte     // to be written
 	spare    []byte     // an empty buffer to use next
 	sending  int        // bytes in the flusher's hands
@@ -50,7 +52,7 @@ type wire struct {
 }
 
 func newWire(conn, raw net.Conn, cfg *Config, c *counters) *wire {
-	w := &wire{Conn: conn, raw: raw, counters: c, limit: cfg.WriteBuffer, timeout: cfg.WriteTimeout}
+	w := &wire{Conn: conn, raw: raw, counters: c, limit: cfg.WriteBuffer, timeout: cfg.WriteTimeout, pace: pace{hasty: &c.hasty}}
 	w.room = sync.NewCond(&w.mu)
 	return w
 }
@@ -113,10 +115,9 @@ func (w *wire) Read(p []byte) (n int, err error) {
 			w.prefix = nil
 		}
 	} else {
+		then := w.pace.before()
 		n, err = w.Conn.Read(p)
-		if n == len(p) { // there is more: whoever sends as fast as it can shall not keep a processor from the others for a whole time slice
-			runtime.Gosched()
-		}
+		w.pace.after(then, n)
 		w.counters.bytesIn.Add(uint64(n))
 	}
 	if n > 0 {
@@ -181,14 +182,22 @@ func (w *wire) appendLocked(p []byte) error {
 	if w.closing {
 		return net.ErrClosed
 	}
-	if len(w.pending)+w.sending+len(p) > w.limit {
+	if w.heldLocked()+len(p) > w.limit {
 		w.abortLocked()
 		w.counters.slowConsumers.Add(1)
 		return errSlow
 	}
+	if len(w.pending) > 0 && len(w.pending)+len(p) > writeChunk {
+		w.full = append(w.full, w.pending)
+		w.waiting += len(w.pending)
+		w.pending = nil
+	}
 	w.pending = append(w.pending, p...)
 	return nil
 }
+
+// heldLocked is how many bytes are not written yet.
+func (w *wire) heldLocked() int { return w.waiting + len(w.pending) + w.sending }
 
 func (w *wire) flushLocked() {
 	if !w.flushing {
@@ -220,6 +229,15 @@ func (w *wire) take() []byte {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.room.Broadcast()
+	if len(w.full) > 0 {
+		batch := w.full[0]
+		w.full[0] = nil
+		w.full = w.full[1:]
+		w.sending = len(batch)
+		w.waiting -= w.sending
+		return batch
+	}
+	w.full = nil
 	w.sending = len(w.pending)
 	if w.sending > 0 && !w.closed.Load() {
 		batch := w.pending
@@ -301,7 +319,7 @@ func (w *wire) abort() {
 
 func (w *wire) abortLocked() {
 	w.closing = true
-	w.pending, w.spare = nil, nil
+	w.full, w.waiting, w.pending, w.spare = nil, 0, nil, nil
 	w.room.Broadcast()
 	if w.closed.CompareAndSwap(false, true) {
 		_ = w.raw.Close()
@@ -312,7 +330,7 @@ func (w *wire) abortLocked() {
 func (w *wire) awaitRoom() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for !w.closing && len(w.pending)+w.sending > w.limit/2 {
+	for !w.closing && w.heldLocked() > w.limit/2 {
 		w.room.Wait()
 	}
 	return !w.closing

@@ -55,6 +55,7 @@ func measurements() []measurement {
 		{"commands", "commands acknowledged a second", measureCommands},
 		{"placements", "placements a second through the manager's core", measurePlacements},
 		{"fleet", "many simulated nodes on one manager", measureFleet},
+		{"others", "answers to a client while others attack", measureOthers},
 		{"idle", "what idle daemons use", measureIdle},
 		{"boot", "a node's containers back without a manager", measureBoot},
 		{"recover", "a killed manager has its nodes again", measureRecover},

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,10 +28,10 @@ import (
 )
 
 const (
-	// tripFloor is the p99 that a well-behaved client is granted whatever it had before, which is less than a millisecond: a manager with two
-	// cores that is given all it can take needs some milliseconds for its turn, and a machine that others use too adds tens. A stall that this
-	// test looks for (a lock held during a write, a queue behind a slow reader) takes seconds.
-	tripFloor = 150 * time.Millisecond
+	// tripFloor is the p99 that a well-behaved client is granted whatever it had before: a machine that others use too adds tens of milliseconds. A
+	// stall that this test looks for (a lock held during a write, a queue behind a slow reader) takes seconds. What it is on a quiet machine is
+	// measured by make bench.
+	tripFloor = 100 * time.Millisecond
 	// managerMemory bounds what a manager under all of these attacks ever held, in KiB: 10,000 connections of HTTP and MQTT at some
 	// 10 KiB each, a slow consumer's 8 MiB, and as much again for the garbage collector.
 	managerMemory = 256 << 10
@@ -38,8 +39,8 @@ const (
 )
 
 // witness is a well-behaved client: it asks for what is refused and waits for the answer, which every part of the manager but the disk has a hand
-// in. It is a process of its own, and goes before its attackers on the processors as the manager does: they would be other machines', and what
-// counts is what the manager makes of them.
+// in. It is a process of its own that never waits for a processor, and the manager goes before its attackers there: they would be other machines',
+// and what counts is what the manager makes of them.
 type witness struct {
 	l     *lab
 	trips chan time.Duration
@@ -48,7 +49,7 @@ type witness struct {
 // witnessAt names the address of the broker for a process that is a witness and nothing else.
 const witnessAt = "SKERRY_TEST_WITNESS"
 
-// attackedFirst is the priority of those that are attacked; attackers have 0.
+// attackedFirst is the priority of the manager; attackers have 0.
 const attackedFirst = -10
 
 func newWitness(l *lab) *witness {
@@ -63,7 +64,7 @@ func newWitness(l *lab) *witness {
 			_ = unix.Setpriority(unix.PRIO_PROCESS, id, attackedFirst) // it may have ended
 		}
 	}
-	cmd := exec.Command("nice", "-n", strconv.Itoa(attackedFirst), os.Args[0])
+	cmd := exec.Command("sh", "-c", `chrt -f 1 true 2>/dev/null && exec chrt -f 1 "$0"; exec "$0"`, os.Args[0])
 	cmd.Env, cmd.Stderr = append(os.Environ(), witnessAt+"="+l.mqtt), l.t.Output()
 	out, err := cmd.StdoutPipe()
 	if err == nil {
@@ -164,6 +165,19 @@ func (w *witness) during(attack func()) (p50, p99 time.Duration) {
 	return 0, 0
 }
 
+// spin is what attackers cost that share the machine and send nothing: their processors.
+func spin() {
+	var wg sync.WaitGroup
+	end := time.Now().Add(2 * time.Second)
+	for range runtime.NumCPU() {
+		wg.Go(func() {
+			for time.Now().Before(end) {
+			}
+		})
+	}
+	wg.Wait()
+}
+
 // Whatever anybody sends to a manager, it does not crash, serves the others, and holds no more memory than stated.
 func TestHostileClients(t *testing.T) {
 	l := newLab(t)
@@ -173,9 +187,15 @@ func TestHostileClients(t *testing.T) {
 	before := l.lives(a)
 	w := newWitness(l)
 	w.during(func() {}) // warm
-	calm50, calm := w.during(func() {})
-	limit := max(3*calm, tripFloor)
-	t.Logf("calm: p50 %s, p99 %s, so at most %s", calm50, calm, limit)
+	trip := func(name string, beside func()) time.Duration {
+		start := time.Now()
+		p50, p99 := w.during(beside)
+		t.Logf("%s, %s: p50 %s, p99 %s, memory %d MiB at most so far", name, time.Since(start).Round(100*time.Millisecond), p50, p99, peakKiB(t, l.manager)>>10)
+		t.Attr("p99_ms", fmt.Sprintf("%.3f %s", float64(p99)/1e6, name)) // make bench reads it
+		return p99
+	}
+	trip("nobody", func() {})
+	limit := max(3*trip("busy processors", spin), tripFloor)
 	h := &hostile{lab: l}
 	for _, attack := range []struct {
 		name string
@@ -188,13 +208,10 @@ func TestHostileClients(t *testing.T) {
 			h.http()
 			h.registrations()
 			wg.Wait()
-		}}, {"half-open connections", h.halfOpen}, {"a subscriber that never reads", h.neverReads},
-		{"a client that publishes as fast as it can", h.flood},
+		}}, {"10,000 half-open connections", h.halfOpen}, {"subscribers that never read", h.neverReads},
+		{"two clients that publish as fast as they can", h.flood},
 	} {
-		start := time.Now()
-		p50, p99 := w.during(attack.run)
-		t.Logf("%s, %s: p50 %s, p99 %s, memory %d MiB at most so far", attack.name, time.Since(start).Round(100*time.Millisecond), p50, p99, peakKiB(t, l.manager)>>10)
-		if p99 > limit {
+		if p99 := trip(attack.name, attack.run); p99 > limit {
 			t.Errorf("%s: p99 of the others is %s, at most %s", attack.name, p99, limit)
 		}
 	}
