@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -206,6 +205,7 @@ func (w *wire) send(t *testing.T, p packet) {
 func TestLastPort(t *testing.T) {
 	w := newWorld(t, 2)
 	clients := []*labtest.Container{w.nodes[0].Container(), w.nodes[0].Container()}
+	reuse := func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) } // one port, several destinations
 	for _, server := range []*labtest.Container{w.nodes[0].Container(), w.nodes[1].Container()} {
 		web := w.Service("web-"+server.ID, server)
 		w.Set()
@@ -219,60 +219,14 @@ func TestLastPort(t *testing.T) {
 					own = client.Address6
 				}
 				from := netip.AddrPortFrom(own, 65535)
-				stream := dialFrom(t, client, net.TCPAddrFromAddrPort(from), "tcp", to)
+				stream := dialWith(t, client, reuse, net.TCPAddrFromAddrPort(from), to)
 				if got, err := readName(stream); err != nil || got != server.ID {
 					t.Errorf("TCP %s to %s: got %q, %v", from, to, got, err)
 				}
-				if got := askUDP(t, dialFrom(t, client, net.UDPAddrFromAddrPort(from), "udp", to), "x"); got != server.ID {
+				if got := askUDP(t, dialWith(t, client, reuse, net.UDPAddrFromAddrPort(from), to), "x"); got != server.ID {
 					t.Errorf("UDP %s to %s: got %q", from, to, got)
 				}
 			}
-		}
-	}
-}
-
-// dialFrom connects a container from a port of its choice; the connection stays for as long as the test lasts.
-func dialFrom(t *testing.T, c *labtest.Container, from net.Addr, network string, to netip.AddrPort) (conn net.Conn) {
-	t.Helper()
-	reuse := func(_, _ string, raw syscall.RawConn) (err error) { // one port, several destinations
-		if e := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) }); e != nil {
-			return e
-		}
-		return err
-	}
-	c.Do(func() {
-		var err error
-		conn, err = (&net.Dialer{LocalAddr: from, Control: reuse, Timeout: soon}).DialContext(t.Context(), network, to.String())
-		if err != nil {
-			t.Fatalf("%s %s to %s: %v", network, from, to, err)
-		}
-	})
-	t.Cleanup(func() { _ = conn.Close() })
-	return conn
-}
-
-// Who sends to a port of a service at which nobody listens hears so, as from a host.
-func TestClosedPort(t *testing.T) {
-	w := newWorld(t, 2)
-	client, near, far := w.nodes[0].Container(), w.nodes[0].Container(), w.nodes[1].Container()
-	web, beside := w.Service("web", far), w.Service("beside", near)
-	w.Set()
-	for _, to := range []netip.Addr{web.RoundRobin, web.RoundRobin6, web.Closest, web.Closest6, web.Instances[0].Service, web.Instances[0].Service6,
-		far.Address, far.Address6, beside.RoundRobin, beside.RoundRobin6} {
-		conn, err := client.Dial(t.Context(), "udp", netip.AddrPortFrom(to, 9).String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = conn.SetDeadline(time.Now().Add(soon))
-		if _, err := conn.Write([]byte("x")); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNREFUSED) {
-			t.Errorf("UDP to %s: got %v, want it refused", to, err)
-		}
-		_ = conn.Close()
-		if _, err := askTCP(t, client, to, 9); !errors.Is(err, syscall.ECONNREFUSED) {
-			t.Errorf("TCP to %s: got %v, want it refused", to, err)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,20 +19,22 @@ import (
 	"skerry.internal/netmanager/nettest"
 )
 
-// Containers reach a service on another host over every width of the path, also where the router before the narrow link says nothing.
+// Containers reach a service on another host over every width of the path, also where the router before the narrow link says nothing, and whether or
+// not the bridges call the firewall.
 func TestPathMTU(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
-		link, path int
-		silent     bool
+		link, path     int
+		silent, filter bool
 	}{
-		{1280, 1280, false}, {1500, 1500, false}, {9000, 9000, false},
-		{1500, 1280, false}, {9000, 1280, false}, {9000, 1500, false},
-		{1500, 1280, true}, {9000, 1280, true}, {9000, 1500, true},
+		{1280, 1280, false, true}, {1500, 1500, false, true}, {9000, 9000, false, true},
+		{1500, 1280, false, true}, {9000, 1280, false, true}, {9000, 1500, false, true},
+		{1500, 1280, true, true}, {9000, 1280, true, true}, {9000, 1500, true, true},
+		{1500, 1280, false, false}, {9000, 1500, false, false},
 	} {
-		t.Run(fmt.Sprintf("link %d path %d silent %v", c.link, c.path, c.silent), func(t *testing.T) {
+		t.Run(fmt.Sprintf("link %d path %d silent %v filter %v", c.link, c.path, c.silent, c.filter), func(t *testing.T) {
 			t.Parallel()
-			w := throughRouter(t, c.link, c.path, c.silent)
+			w := throughRouter(t, c.link, c.path, c.silent, c.filter)
 			one, two := w.nodes[0].Container(), w.nodes[1].Container()
 			there, here := w.Service("there", two), w.Service("here", one)
 			w.Set()
@@ -54,7 +57,7 @@ func TestPathMTU(t *testing.T) {
 				})
 			}
 			for _, way := range ways {
-				for _, size := range []int{1, 1100, c.path - 100, c.path - 28, c.link - 108, 4000, 60_000} {
+				for _, size := range []int{1, 1100, c.path - 108, c.path - 100, c.path - 28, c.link - 108, 4000, 60_000} {
 					datagrams(t, way.client, way.to, size)
 				}
 				streamBothWays(t, way.client, way.to, 1<<20)
@@ -64,7 +67,7 @@ func TestPathMTU(t *testing.T) {
 }
 
 // throughRouter makes two nodes with a router between them, whose link to the second carries path bytes.
-func throughRouter(t *testing.T, link, path int, silent bool) *world {
+func throughRouter(t *testing.T, link, path int, silent, filter bool) *world {
 	t.Helper()
 	w := &world{Lab: labtest.New(t), t: t}
 	hosts := []*nettest.Host{nettest.NewHost(t, "host0"), nettest.NewHost(t, "host1")}
@@ -74,7 +77,7 @@ func throughRouter(t *testing.T, link, path int, silent bool) *world {
 		router.Run("iptables", "-A", "OUTPUT", "-p", "icmp", "--icmp-type", "fragmentation-needed", "-j", "DROP")
 	}
 	for _, h := range hosts {
-		leaveFragmentsAlone(h)
+		bridgesFilter(t, h, filter)
 	}
 	for i, mtu := range []int{link, path} {
 		net := fmt.Sprintf("198.51.100.%d", i*128)
@@ -88,10 +91,22 @@ func throughRouter(t *testing.T, link, path int, silent bool) *world {
 	return w
 }
 
-// leaveFragmentsAlone lets a host's bridges hand on IPv6 fragments as they are. Where br_netfilter looks at them, conntrack puts them together and the
-// bridge forgets that it did: a datagram of IPv6 that is larger than a path narrower than the first link then never gets through.
-func leaveFragmentsAlone(h *nettest.Host) {
-	_, _ = h.Output("sysctl", "-q", "-w", "net.bridge.bridge-nf-call-ip6tables=0") // there is none where br_netfilter is not loaded
+// bridgesFilter says whether a host's bridges call its firewall, as they do where Docker is: then the kernel puts fragments together on the bridge, and
+// forgets how long they were.
+func bridgesFilter(t *testing.T, h *nettest.Host, on bool) {
+	t.Helper()
+	value := "0"
+	if on {
+		value = "1"
+	}
+	if _, err := os.Stat("/proc/sys/net/bridge"); err != nil {
+		if on {
+			nettest.Unable(t, "br_netfilter is not loaded")
+		}
+		return
+	}
+	h.Sysctl("net.bridge.bridge-nf-call-iptables", value)
+	h.Sysctl("net.bridge.bridge-nf-call-ip6tables", value)
 }
 
 // next returns the address that comes so many after another.

@@ -13,6 +13,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -172,6 +173,26 @@ func askTCP(t *testing.T, from *labtest.Container, to netip.Addr, port uint16) (
 	}
 	defer conn.Close()
 	return readName(conn)
+}
+
+// dialWith connects a container's socket that has these options from an address of its choice, whose kind is the protocol; the connection stays for as
+// long as the test lasts.
+func dialWith(t *testing.T, c *labtest.Container, options func(fd int) error, from net.Addr, to netip.AddrPort) (conn net.Conn) {
+	t.Helper()
+	d := net.Dialer{LocalAddr: from, Timeout: soon, Control: func(_, _ string, raw syscall.RawConn) (err error) {
+		if e := raw.Control(func(fd uintptr) { err = options(int(fd)) }); e != nil {
+			return e
+		}
+		return err
+	}}
+	if err := c.Try(func() (err error) {
+		conn, err = d.DialContext(t.Context(), from.Network(), to.String())
+		return err
+	}); err != nil {
+		t.Fatalf("%s %s to %s: %v", from.Network(), from, to, err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
 }
 
 // openStream connects a container to a service of serveTCP and leaves the connection open, for as long as the test lasts.

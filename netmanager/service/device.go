@@ -164,6 +164,19 @@ func (d *Device) toTUN(b []byte) {
 	d.write([][]byte{append(make([]byte, headroom, headroom+len(b)), b...)})
 }
 
+// injectPieces sends a packet into the tunnel in fragments.
+func (d *Device) injectPieces(b []byte) {
+	slab, packets := make([]byte, 2*len(b)+2*tun.Spacing), make([]tun.ReadPacket, 64)
+	packets[0] = tun.ReadPacket{Offset: tun.Spacing, Size: copy(slab[tun.Spacing:], b)}
+	count := divide(slab, packets)
+	if count == 0 {
+		d.counters[countMalformed].Add(1)
+	}
+	for _, at := range packets[:count] {
+		d.inject(slab[at.Offset : at.Offset+at.Size])
+	}
+}
+
 // inject sends a packet into the tunnel.
 func (d *Device) inject(b []byte) {
 	select {

@@ -23,7 +23,8 @@ type flow struct {
 	mtu                 uint16
 	proto, state, where uint8
 	used                uint8
-	_                   [26]byte
+	told                uint16 // the path MTU of IPv6 by those beyond the tunnel; 0: they have said nothing
+	_                   [24]byte
 }
 
 const flowSize = 128

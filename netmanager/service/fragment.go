@@ -25,8 +25,9 @@ type fragmentKey struct {
 
 type fragmentFate struct {
 	change change
-	where  uint8
 	until  uint32
+	mtu    uint16 // on the way out, 0: not known
+	where  uint8
 }
 
 func keyOf(w way, p *packet) fragmentKey {
@@ -37,7 +38,7 @@ func keyOf(w way, p *packet) fragmentKey {
 	return key
 }
 
-func (fs *fragments) remember(w way, p *packet, c change, where uint8, now uint32) {
+func (fs *fragments) remember(w way, p *packet, fate fragmentFate, now uint32) {
 	key := keyOf(w, p)
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
@@ -49,15 +50,13 @@ func (fs *fragments) remember(w way, p *packet, c change, where uint8, now uint3
 		fs.ring[fs.next] = key
 		fs.next = (fs.next + 1) % keptFragments
 	}
-	fs.known[key] = fragmentFate{c, where, now + fragmentLife}
+	fate.until = now + fragmentLife
+	fs.known[key] = fate
 }
 
-func (fs *fragments) recall(w way, p *packet, now uint32) (change, uint8, bool) {
+func (fs *fragments) recall(w way, p *packet, now uint32) (fragmentFate, bool) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	fate, ok := fs.known[keyOf(w, p)]
-	if !ok || fate.until < now {
-		return change{}, 0, false
-	}
-	return fate.change, fate.where, true
+	return fate, ok && fate.until >= now
 }

@@ -2,6 +2,7 @@ package service
 
 import (
 	"bytes"
+	"encoding/binary"
 	"net/netip"
 	"testing"
 )
@@ -20,6 +21,11 @@ func seeds(f *testing.F) {
 				f.Add(first)
 				f.Add(later)
 			}
+			if b[0]>>4 == 6 {
+				f.Add(extended(b, protoFrag6, fragment6(b[6], 1)...))
+				f.Add(extended(b, protoFrag6, fragment6(b[6], 1480)...))
+				f.Add(extended(b, 0, b[6], 0, 1, 4, 0, 0, 0, 0))
+			}
 		}
 	}
 }
@@ -36,6 +42,30 @@ func FuzzParse(f *testing.F) {
 		q.parseQuoted(b, false)
 		if !bytes.Equal(before, b) {
 			t.Error("parse changes the packet")
+		}
+	})
+}
+
+// What divide makes of a packet that parse lets pass is the same again when it is put together. More bytes make the packet long.
+func FuzzDivide(f *testing.F) {
+	seeds(f)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, more := range []int{0, 1281, 9000, 65535} {
+			long := append(bytes.Clone(b), make([]byte, max(0, more-len(b)))...)
+			if len(long) > 40 && len(long)-40 <= 0xffff {
+				binary.BigEndian.PutUint16(long[4:], uint16(len(long)-40))
+			}
+			var p packet
+			if !p.parse(long) || !p.v6 || len(long) <= leastMTU6 {
+				continue
+			}
+			list := divided(t, long)
+			if _, _, whole := unfragmentable(long); len(list) > 0 && !bytes.Equal(together(t, list, whole), long) {
+				t.Errorf("the pieces of %x do not make it", long)
+			}
+			if list == nil && long[6] == protoUDP {
+				t.Errorf("%x is not divided", long)
+			}
 		}
 	})
 }

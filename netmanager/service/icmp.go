@@ -62,6 +62,9 @@ func (d *Device) errorIn(p *packet, t *snapshot, _ uint32, n *tally, from origin
 		n[countStray]++ // about no packet that was sent from here
 		return drop
 	}
+	if mtu := p.told(); mtu != 0 && (f.told == 0 || mtu < f.told) {
+		f.told, f.asked = mtu, 0
+	}
 	c := change{f.local, f.seen, f.lport, f.sport, negated(f.addresses), negated(f.numbers)}
 	real := f.real
 	s.mu.Unlock()
@@ -79,6 +82,15 @@ func (d *Device) errorIn(p *packet, t *snapshot, _ uint32, n *tally, from origin
 		n[countIn]++
 	}
 	return forward
+}
+
+// told returns what an ICMP error of IPv6 says of the path MTU, 0 where it is about something else.
+func (p *packet) told() uint16 {
+	t := p.b[p.l4:]
+	if !p.v6 || t[0] != 2 {
+		return 0
+	}
+	return uint16(min(binary.BigEndian.Uint32(t[4:]), 0xffff))
 }
 
 // rewriteQuoted makes a change in the packet inside of an ICMP error, and in the error's checksum.

@@ -56,7 +56,7 @@ func (d *Device) takeIn(f *flow, p *packet, now uint32) {
 		}
 	}
 	if p.first {
-		d.fragments.remember(in, p, f.changeIn(), f.where, now)
+		d.fragments.remember(in, p, fragmentFate{change: f.changeIn(), where: f.where}, now)
 	}
 	if f.addresses|f.numbers != 0 {
 		p.setSource(f.seen)
@@ -104,16 +104,16 @@ func (d *Device) openIn(s *shard, p *packet, t *snapshot, now uint32, n *tally, 
 
 // laterIn rewrites a fragment as the first of its packet was.
 func (d *Device) laterIn(p *packet, now uint32, n *tally, from origin) verdict {
-	c, where, ok := d.fragments.recall(in, p, now)
+	fate, ok := d.fragments.recall(in, p, now)
 	switch {
 	case !ok:
 		n[countFragments]++
 		return drop
-	case !from.home && where == atHome:
+	case !from.home && fate.where == atHome:
 		n[countSpoofed]++
 		return drop
 	}
-	p.rewrite(&c)
+	p.rewrite(&fate.change)
 	if !from.home {
 		n[countIn]++
 	}

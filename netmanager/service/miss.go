@@ -200,6 +200,8 @@ func (d *Device) resend(b []byte, t *snapshot, now uint32, n *tally, again bool)
 	switch v := d.out(&p, t, now, n); v {
 	case forward:
 		d.inject(b)
+	case pieces:
+		d.injectPieces(b)
 	case back:
 		d.toTUN(b)
 	case drop:

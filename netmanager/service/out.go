@@ -5,6 +5,7 @@ type verdict uint8
 
 const (
 	forward verdict = iota // it goes on the way it came
+	pieces                 // the same, in fragments
 	back                   // from out: it is for this node, into the TUN
 	drop                   // it is counted already
 	unknown                // its service address is in no table
@@ -148,12 +149,15 @@ func (d *Device) sendOut(f *flow, p *packet, now uint32, n *tally) verdict {
 			return refuse
 		}
 	}
+	v, mtu := forward, 0
 	if d.options.MTU != nil && f.where == atPeer {
-		if mtu := d.pathMTU(f, now); mtu != 0 {
+		if mtu = d.pathMTU(f, now); mtu != 0 {
 			if p.segment > mtu && p.df {
-				p.limit = mtu
-				n[countTooBig]++
-				return tooBig
+				if v = pieces; !p.mayCut() {
+					p.limit = mtu
+					n[countTooBig]++
+					return tooBig
+				}
 			}
 			if p.flags&tcpSYN != 0 {
 				p.clampMSS(mtu)
@@ -161,7 +165,7 @@ func (d *Device) sendOut(f *flow, p *packet, now uint32, n *tally) verdict {
 		}
 	}
 	if p.first {
-		d.fragments.remember(out, p, f.changeOut(), f.where, now)
+		d.fragments.remember(out, p, fragmentFate{change: f.changeOut(), mtu: uint16(mtu), where: f.where}, now)
 	}
 	if f.addresses|f.numbers != 0 {
 		p.setDestination(f.real)
@@ -171,7 +175,7 @@ func (d *Device) sendOut(f *flow, p *packet, now uint32, n *tally) verdict {
 		return back
 	}
 	n[countOut]++
-	return forward
+	return v
 }
 
 // closing returns the bits of state that a FIN or RST sets.
@@ -199,11 +203,14 @@ func (d *Device) pathMTU(f *flow, now uint32) int {
 	if f.asked != now {
 		f.asked = now
 		mtu := d.options.MTU(f.real.netip())
+		if told := int(f.told); told != 0 && (mtu <= 0 || told < mtu) {
+			mtu = told
+		}
 		switch least := 576; {
 		case mtu <= 0:
 			mtu = 0
 		case !f.real.is4():
-			mtu = max(mtu, 1280)
+			mtu = max(mtu, leastMTU6)
 		default:
 			mtu = max(mtu, least)
 		}
@@ -218,15 +225,18 @@ func (d *Device) laterOut(p *packet, t *snapshot, now uint32, n *tally) verdict 
 		n[countOut]++
 		return forward
 	}
-	c, where, ok := d.fragments.recall(out, p, now)
+	fate, ok := d.fragments.recall(out, p, now)
 	if !ok {
 		n[countFragments]++
 		return drop
 	}
 	from := origin{home: true, dialled: p.dst}
-	p.rewrite(&c)
-	if where == atPeer {
+	p.rewrite(&fate.change)
+	if fate.where == atPeer {
 		n[countOut]++
+		if fate.mtu != 0 && len(p.b) > int(fate.mtu) && p.mayCut() {
+			return pieces
+		}
 		return forward
 	}
 	return d.home(p, t, now, n, from)

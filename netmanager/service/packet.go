@@ -46,6 +46,7 @@ const (
 	protoICMP   = 1
 	protoTCP    = 6
 	protoUDP    = 17
+	protoFrag6  = 44
 	protoICMP6  = 58
 	protoDCCP   = 33
 	protoSCTP   = 132
@@ -156,7 +157,7 @@ func (p *packet) extensions(b []byte) bool {
 			length = int(b[at+1])*8 + 8
 		case 51: // authentication covers the addresses: nothing here that may change
 			return false
-		case 44:
+		case protoFrag6:
 			if at+8 > len(b) {
 				return false
 			}

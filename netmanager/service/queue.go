@@ -45,6 +45,8 @@ func (q *queue) outbound(slab []byte, packets []tun.ReadPacket) int {
 		case forward:
 			packets[good] = at
 			good++
+		case pieces: // there is no room among the others
+			d.injectPieces(p.b)
 		case back:
 			q.back = append(q.back, slab[at.Offset-headroom:at.Offset+at.Size])
 		case drop:
@@ -80,11 +82,15 @@ func (q *superQueue) Read(slab []byte, packets []tun.ReadPacket) (int, error) {
 		case err != nil:
 			return 0, err
 		}
-		if !q.outbound(slab, s) {
+		v := q.outbound(slab, s)
+		if v != forward && v != pieces {
 			continue
 		}
 		n, err := tun.Split(slab, s, packets)
-		if err != nil && !errors.Is(err, tun.ErrTooManySegments) { // any other error would close the tunnel
+		if err == nil && v == pieces {
+			n = divide(slab, packets)
+		}
+		if n == 0 && !errors.Is(err, tun.ErrTooManySegments) { // any other error would close the tunnel
 			q.d.counters[countMalformed].Add(1)
 			continue
 		}
@@ -92,31 +98,30 @@ func (q *superQueue) Read(slab []byte, packets []tun.ReadPacket) (int, error) {
 	}
 }
 
-// outbound says whether the packet goes into the tunnel.
-func (q *superQueue) outbound(slab []byte, s tun.Super) bool {
+// outbound returns forward or pieces where the packet goes into the tunnel; with all others it has done what they ask for.
+func (q *superQueue) outbound(slab []byte, s tun.Super) verdict {
 	d := q.d
 	var n tally
 	defer d.counters.add(&n)
 	var p packet
 	if !p.parse(slab[tun.Spacing : tun.Spacing+s.Size]) {
 		n[countMalformed]++
-		return false
+		return drop
 	}
 	p.segment, p.partial = s.Segment(), s.Partial()
-	switch v := d.out(&p, d.table.Load(), d.now(), &n); v {
-	case forward:
-		return true
+	v := d.out(&p, d.table.Load(), d.now(), &n)
+	switch v {
+	case forward, pieces, drop:
 	case back:
 		if err := q.super.WriteSuper(slab, s); err != nil {
 			n[countLost]++
 		}
 	case unknown, nobody:
 		q.wait(slab, s, v, &n)
-	case drop:
 	default:
 		d.cannot(&p, v, &n)
 	}
-	return false
+	return v
 }
 
 // wait splits a packet that cannot go on yet: what waits is complete.
