@@ -96,7 +96,9 @@ func (e *Engine) build(drivers makeDrivers) (err error) {
 	if e.drivers, err = drivers(e.who, network); err != nil {
 		return err
 	}
-	e.offers = newOffers(e.drivers)
+	if e.offers, err = newOffers(e.drivers, e.store, e.log); err != nil {
+		return err
+	}
 	e.parts = &parts{look: func(ctx context.Context) (telemetry.Attached, bool) { return e.sampler.Attached(ctx) }}
 	boot, outbox := bootID(), session.NewOutbox()
 	e.instances, err = instance.New(instance.Config{Drivers: e.drivers, Store: e.store,
@@ -185,7 +187,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	g.Go(func() error { return e.overlay.Run(ctx) })   // what starts on the overlay waits for it
 	g.Go(func() error { return e.instances.Run(ctx) }) // needs no manager: first
 	g.Go(func() error { return e.session.Run(ctx) })
-	g.Go(func() error { return e.offers.watch(ctx, e.log, e.session.Refresh) })
+	g.Go(func() error { return e.offers.watch(ctx, e.session.Refresh) })
 	g.Go(func() error { return e.parts.watch(ctx, partsAgain, e.session.Refresh) })
 	err := g.Wait()
 	e.log.Info("node engine ends; its workloads go on", "node_id", e.who.name())

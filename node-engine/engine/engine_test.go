@@ -6,9 +6,11 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"skerry.internal/messages"
@@ -210,7 +212,7 @@ func TestATechnologyThatComesLaterIsReported(t *testing.T) {
 
 func TestOffersKeepWhatOnceAnswered(t *testing.T) {
 	tech := new(technology)
-	o := newOffers(map[messages.Technology]driver.Driver{messages.Docker: tech})
+	o := offersOf(t, openStore(t, t.TempDir()), tech)
 	tech.set(messages.TechnologyInfo{Name: messages.Docker, Version: "1"})
 	if got := o.ask(t.Context()); len(got) != 1 {
 		t.Fatalf("got %v", got)
@@ -229,10 +231,69 @@ func TestOffersKeepWhatOnceAnswered(t *testing.T) {
 	}
 }
 
+func openStore(t *testing.T, dir string) *store.Store {
+	t.Helper()
+	st, err := store.Open(dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = st.Close() })
+	return st
+}
+
+// offersOf returns what an engine that begins on this data offers.
+func offersOf(t *testing.T, st *store.Store, tech *technology) *offers {
+	t.Helper()
+	o, err := newOffers(map[messages.Technology]driver.Driver{messages.Docker: tech}, st, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+// An engine that begins while its dockerd is down offers what the one before it did: only what stays down has been taken away.
+func TestOffersOutliveTheEngine(t *testing.T) {
+	broker := sessiontest.NewBroker(t)
+	manager := sessiontest.NewManager(t, "", sessiontest.Welcomed(broker.URL()))
+	b, tech := newBoard(t, manager.URL), new(technology)
+	b.driver = tech
+	docker := messages.TechnologyInfo{Name: messages.Docker, Version: "20.10", Runtimes: []string{"runc"}}
+	tech.set(docker)
+	_, end := b.start(t)
+	<-manager.Infos
+	end()
+	tech.set(messages.TechnologyInfo{})
+	_, end = b.start(t)
+	if info := <-manager.Infos; len(info.Technologies) != 1 || !reflect.DeepEqual(info.Technologies[0], docker) {
+		t.Errorf("of an engine that began while it is down: got %v, want %v", info.Technologies, docker)
+	}
+	end()
+
+	st := openStore(t, b.cfg.Data)
+	synctest.Test(t, func(t *testing.T) {
+		o := offersOf(t, st, tech)
+		if got := o.ask(t.Context()); len(got) != 1 {
+			t.Errorf("while it is down: got %v, want what was known", got)
+		}
+		begin, after := time.Now(), time.Duration(0)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*believed)
+		defer cancel()
+		if err := o.watch(ctx, func() { after = time.Since(begin); cancel() }); err != nil || after < believed || after > believed+askLater {
+			t.Errorf("taken back after %s, want %s; %v", after, believed, err)
+		}
+		if got := o.ask(t.Context()); len(got) != 0 {
+			t.Errorf("after that: got %v, want none", got)
+		}
+	})
+	if got := offersOf(t, st, tech).ask(t.Context()); len(got) != 0 {
+		t.Errorf("of the next engine: got %v, want none", got)
+	}
+}
+
 func TestOffersAreNoNewsBeforeTheFirstRegistration(t *testing.T) {
 	tech := new(technology)
 	tech.set(messages.TechnologyInfo{Name: messages.Docker, Version: "1"})
-	o := newOffers(map[messages.Technology]driver.Driver{messages.Docker: tech})
+	o := offersOf(t, openStore(t, t.TempDir()), tech)
 	o.look(t.Context())
 	if news, _ := o.changed(); news {
 		t.Error("the registration that is to come would be done twice")

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -24,7 +23,6 @@ import (
 	"github.com/docker/docker/api/types/events"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/go-connections/nat"
-	mqtt "github.com/eclipse/paho.mqtt.golang"
 
 	"skerry.internal/messages"
 )
@@ -52,6 +50,8 @@ type crashes struct {
 
 	mu       sync.Mutex                   // guards what follows
 	want     map[messages.JobName]desired // as acknowledged
+	asked    map[messages.JobName][]taken // what was accepted, in its order
+	life     int                          // of the manager: how often it was killed
 	failures []string
 }
 
@@ -68,6 +68,7 @@ func (c *crashes) errorf(format string, args ...any) {
 type desired struct {
 	replicas int
 	note     string // in the environment, so that a lost change is seen
+	last     taken  // the command that made it so
 }
 
 // numberOf returns a number from the environment.
@@ -87,7 +88,7 @@ func TestCrashRounds(t *testing.T) {
 	}
 	seed, rounds := numberOf("SKERRY_CRASH_SEED", int(rand.Uint32())), numberOf("SKERRY_CRASH_ROUNDS", 0)
 	t.Logf("SKERRY_CRASH_SEED=%d", seed)
-	c := &crashes{world: dir, rng: rand.New(rand.NewPCG(uint64(seed), 0)), want: map[messages.JobName]desired{}}
+	c := &crashes{world: dir, rng: rand.New(rand.NewPCG(uint64(seed), 0)), want: map[messages.JobName]desired{}, asked: map[messages.JobName][]taken{}}
 	at := 0
 	t.Cleanup(func() { // after the programs' logs, as the last that is read
 		c.mu.Lock()
@@ -116,6 +117,8 @@ func TestCrashRounds(t *testing.T) {
 			t.Fatalf("seed %d, round %d; dockerd: %s", seed, round, text[max(0, len(text)-4000):])
 		}
 	}
+	moves, held := c.moves()
+	t.Logf("%d moves were accepted, %d of them of jobs that were settled and held to their target", moves, held)
 	slices.Sort(c.took)
 	t.Logf("%d rounds, converged after the last acknowledgement: median %s, longest %s; %d took longer than %s, %.2f times as long as Docker alone",
 		len(c.took), c.took[len(c.took)/2], c.took[len(c.took)-1], len(c.slow), converges, c.slow)
@@ -151,14 +154,20 @@ func (c *crashes) app(name messages.JobName, replicas int, note string) messages
 // round kills, starts again what was killed, and looks at what has become of it.
 func (c *crashes) round(n int, what []string) {
 	c.t.Helper()
+	defer c.tellFailed(n)
 	before := c.lives(c.ids()...)
+	var clients [2]*commander
+	for who := range clients {
+		clients[who] = &commander{id: fmt.Sprintf("commander-%d-%d", n, who), addr: c.mqtt, follower: c.follower}
+		defer clients[who].close() // not before their last Results are here
+	}
 	over := make(chan struct{})
 	var wg sync.WaitGroup
 	end := sync.OnceFunc(func() { close(over); wg.Wait() }) // with the last commands, which wait for what was killed
 	defer end()
-	for who := range 2 {
+	for who, client := range clients {
 		story := rand.New(rand.NewPCG(c.rng.Uint64(), 0))
-		wg.Go(func() { c.command(n, who, story, over) })
+		wg.Go(func() { c.command(client, n, who, story, over) })
 	}
 	killed := c.kill(what)
 	restarted := time.Now()
@@ -179,6 +188,15 @@ func (c *crashes) round(n int, what []string) {
 	}
 	c.t.Logf("round %d: killed %v, all commands acknowledged %s after the last restart, converged %s after that, %d containers",
 		n, what, since.Sub(restarted).Round(time.Millisecond), c.took[len(c.took)-1].Round(time.Millisecond), len(after))
+}
+
+// crashManager counts the lives of the manager. What was asked for at this moment counts as asked for in the earlier one.
+func (c *crashes) crashManager() {
+	c.t.Helper()
+	c.lab.crashManager()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.life++
 }
 
 // kill kills what is named, each at a random moment, and starts it again after another one. It returns which instances that takes along.
@@ -253,165 +271,6 @@ func (c *crashes) killApp(pick uint64) messages.InstanceID {
 }
 
 func (c *crashes) ids() []messages.NodeID { return []messages.NodeID{c.id("a"), c.id("b")} }
-
-// command is a client that lets jobs come, change, move and go, each command a little after the one before was acknowledged, as often as not once its
-// job is as commanded besides: a slow machine shall not have more and more to do.
-func (c *crashes) command(round, who int, story *rand.Rand, over <-chan struct{}) {
-	client := &commander{id: fmt.Sprintf("commander-%d-%d", round, who), addr: c.mqtt}
-	defer client.close()
-	for _, old := range c.left(fmt.Sprintf("job-%d-%d-", round-1, who)) {
-		if !c.publish(client, messages.Command{Command: messages.Delete, Job: messages.Job{Name: old}, RequestID: "old-" + string(old)}) {
-			continue
-		}
-		c.acknowledged(old, desired{}, messages.Delete)
-	}
-	for n := 0; ; n++ {
-		name := messages.JobName(fmt.Sprintf("job-%d-%d-%d", round, who, n))
-		var w desired // as accepted
-		for i, verb := range []messages.Verb{messages.Deploy, messages.Replicate, messages.Deploy, messages.Move, messages.Delete} {
-			next, cmd := w, messages.Command{Command: verb, Job: messages.Job{Name: name}, RequestID: fmt.Sprintf("%d-%d", n, i)}
-			switch verb {
-			case messages.Deploy:
-				next.replicas, next.note = 1+story.IntN(2), fmt.Sprintf("%d.%d", n, i)
-				cmd.Job = c.app(name, next.replicas, next.note)
-			case messages.Replicate:
-				next.replicas = 1 + story.IntN(2)
-				cmd.Job.Replicas = &next.replicas
-			case messages.Move: // of the copies that are elsewhere now; what is being replaced at this moment may go anywhere
-				cmd.Worker = []messages.NodeID{c.ids()[story.IntN(2)]}
-			}
-			if c.publish(client, cmd) {
-				w = next
-				c.acknowledged(name, w, verb)
-			}
-			for patient := story.IntN(2) == 0; patient && !c.done(name); {
-				select {
-				case <-over:
-					return
-				case <-time.After(20 * time.Millisecond):
-				}
-			}
-			select {
-			case <-over:
-				return
-			case <-time.After(time.Duration(story.IntN(1500)) * time.Millisecond):
-			}
-		}
-	}
-}
-
-// left are the jobs whose names begin so.
-func (c *crashes) left(prefix string) (names []messages.JobName) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for name := range c.want {
-		if strings.HasPrefix(string(name), prefix) {
-			names = append(names, name)
-		}
-	}
-	return names
-}
-
-func (c *crashes) acknowledged(name messages.JobName, w desired, verb messages.Verb) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if verb == messages.Delete {
-		delete(c.want, name)
-		return
-	}
-	c.want[name] = w
-}
-
-// commander is a client whose acknowledgements can be trusted. Not paho's own reconnecting: when it sends a message again it calls the token of
-// the first time complete, without an acknowledgement and without an error.
-type commander struct {
-	id, addr string
-	client   mqtt.Client // nil until there is a connection
-	results  chan messages.Result
-}
-
-func (c *commander) close() {
-	if c.client != nil {
-		c.client.Disconnect(0)
-		c.client = nil
-	}
-}
-
-// connect makes a connection where there is none.
-func (c *commander) connect() bool {
-	if c.client != nil {
-		return true
-	}
-	c.results = make(chan messages.Result, 64)
-	results := c.results
-	client := mqtt.NewClient(mqtt.NewClientOptions().AddBroker("tcp://" + c.addr).SetClientID(c.id).SetAutoReconnect(false).SetConnectTimeout(5 * time.Second))
-	done := func(t mqtt.Token) bool { return t.WaitTimeout(5*time.Second) && t.Error() == nil }
-	if done(client.Connect()) && done(client.Subscribe("control/results/+", 1, func(_ mqtt.Client, m mqtt.Message) {
-		var r messages.Result
-		if json.Unmarshal(m.Payload(), &r) == nil && strings.HasPrefix(r.RequestID, c.id) {
-			select {
-			case results <- r:
-			default: // repeats that nobody waits for
-			}
-		}
-	})) {
-		c.client = client
-		return true
-	}
-	client.Disconnect(0)
-	return false
-}
-
-// publish sends a command and returns its first Result. It reports whether it got that far: then the command has been acknowledged.
-func (c *commander) publish(cmd messages.Command) (messages.Result, bool) {
-	if !c.connect() {
-		return messages.Result{}, false
-	}
-	token := c.client.Publish(messages.Topic{Kind: messages.CommandTopic, Verb: cmd.Command}.String(), 1, false, messages.Encode(cmd))
-	late := time.After(5 * time.Second)
-	for token.WaitTimeout(5*time.Second) && token.Error() == nil {
-		select {
-		case r := <-c.results:
-			if r.RequestID == cmd.RequestID {
-				return r, true
-			}
-			continue
-		case <-time.After(100 * time.Millisecond):
-			if c.client.IsConnectionOpen() {
-				continue
-			}
-		case <-late:
-		}
-		break
-	}
-	c.close()
-	return messages.Result{}, false
-}
-
-// publish repeats a command until it is answered, and reports whether it was accepted. One that nobody has answered is repeated as it was, which
-// does nothing where it had come through. One that was refused because a node was just away is asked again as another.
-func (c *crashes) publish(client *commander, cmd messages.Command) bool {
-	name := cmd.RequestID
-	for n, end := 0, time.Now().Add(soon); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		cmd.RequestID = fmt.Sprintf("%s-%s.%d", client.id, name, n)
-		r, answered := client.publish(cmd)
-		switch {
-		case !answered:
-		case r.Phase != messages.Refused:
-			return true
-		case r.Code == messages.NoNodeMatches, r.Code == messages.NoTechnology: // of an engine that began while its dockerd was killed
-			n++
-			time.Sleep(100 * time.Millisecond) // until it is back
-		case r.Code == messages.Unavailable: // a move while copies are replaced
-			return false
-		default:
-			c.errorf("%s %s: %s %s %s", cmd.Command, cmd.Job.Name, r.Phase, r.Code, r.Message)
-			return false
-		}
-	}
-	c.errorf("never accepted: %s %s", cmd.Command, cmd.Job.Name)
-	return false
-}
 
 // converge waits until everything is as it shall be, says what is not where that takes too long, and sees that it stays so.
 func (c *crashes) converge(since time.Time) {
@@ -494,7 +353,7 @@ func (c *crashes) floor(n int) time.Duration {
 // wrong compares what was acknowledged with what the manager says, and once that is right with what Docker has.
 func (c *crashes) wrong() []string {
 	running, wrong := c.said()
-	if len(wrong) > 0 {
+	if wrong = append(wrong, c.owed()...); len(wrong) > 0 {
 		return wrong
 	}
 	found, err := labelled(c.t, "skerry.instance", true)
@@ -528,17 +387,18 @@ func (c *crashes) said() (running, wrong []string) {
 	c.mu.Lock()
 	want := maps.Clone(c.want)
 	c.mu.Unlock()
-	c.follower.mu.Lock()
-	defer c.follower.mu.Unlock()
 	for name, w := range want {
-		s, ok := c.jobs[name]
-		if !ok || !w.is(s) {
-			say("%s is %s, %d of %d healthy, %d instances %q, want %q %q", name, s.State, s.Healthy, w.replicas, len(s.Instances), s.Reason, w.note, brief(s))
+		s, ok := c.job(name)
+		if !ok || !c.is(s, w) {
+			say("%s is %s, %d of %d healthy, %d instances %q, rev %d, want %q of rev %d on %q %q", name, s.State, s.Healthy, w.replicas, len(s.Instances), s.Reason, s.Rev,
+				w.note, w.last.rev, w.last.on, brief(s))
 		}
 		for _, i := range s.Instances {
 			running = append(running, string(i.Node)+" "+string(i.Instance))
 		}
 	}
+	c.follower.mu.Lock()
+	defer c.follower.mu.Unlock()
 	for name, s := range c.jobs {
 		if _, ok := want[name]; !ok {
 			say("%s is %s and was deleted", name, s.State)
@@ -557,15 +417,16 @@ func (c *crashes) done(name messages.JobName) bool {
 	c.mu.Lock()
 	want, wanted := c.want[name]
 	c.mu.Unlock()
-	c.follower.mu.Lock()
-	defer c.follower.mu.Unlock()
-	s, ok := c.jobs[name]
-	return ok == wanted && (!ok || want.is(s))
+	s, ok := c.job(name)
+	return ok == wanted && (!ok || c.is(s, want))
 }
 
-// is says whether a job is what it shall be.
-func (d desired) is(s messages.JobStatus) bool {
-	return s.State == messages.JobRunning && s.Healthy == d.replicas && len(s.Instances) == d.replicas && s.Spec.Environment["NOTE"] == d.note
+// is says whether a job is what it shall be, and where, unless a Result has said why it is not there.
+func (c *crashes) is(s messages.JobStatus, d desired) bool {
+	if r := c.lastResult(d.last.request); elsewhere(s.Instances, d.last.on) && (r == nil || r.Phase != messages.Failed) {
+		return false
+	}
+	return s.State == messages.JobRunning && s.Healthy == d.replicas && len(s.Instances) == d.replicas && s.Rev >= d.last.rev && s.Spec.Environment["NOTE"] == d.note
 }
 
 // brief is what an explanation needs of a job's instances.

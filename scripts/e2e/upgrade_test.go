@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"strings"
 	"syscall"
 	"testing"
 
@@ -8,7 +9,8 @@ import (
 )
 
 // A Docker engine that is stopped in good order, as for an upgrade, tells every program to end, and a server then ends with 0. That is not its own
-// end: once the engine is back everything runs again, whatever its restart policy is, and though the node engine was restarted meanwhile.
+// end: once the engine is back everything runs again, whatever its restart policy is, and though the node engine was restarted meanwhile. What is
+// deployed meanwhile is taken and waits for it.
 func TestDockerIsUpgraded(t *testing.T) {
 	dir, inside := world(t)
 	if !inside {
@@ -52,4 +54,18 @@ func TestDockerIsUpgraded(t *testing.T) {
 			}
 		}
 	}
+
+	l.crashNode(a)
+	if err := engine.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	_ = engine.Wait()
+	l.startNode("a")
+	l.eventually("a is back without Docker", func() bool { s, _ := l.nodeStatus(a); return s.State == messages.NodeOnline })
+	if r := l.first(l.send(deployCommand(app("meanwhile", 1, nil)))); r.Phase != messages.Accepted {
+		t.Fatalf("a job for an engine that began without Docker: got %s %s %q, want accepted", r.Phase, r.Code, r.Message)
+	}
+	l.instance("meanwhile", "says what it waits for", func(i messages.InstanceReport) bool { return strings.Contains(i.Reason, "docker does not answer") })
+	engine = dockerd(t, dir)
+	l.waitUp("meanwhile")
 }
