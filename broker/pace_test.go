@@ -12,7 +12,7 @@ import (
 func TestPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var hasty atomic.Int64
-		processors := time.Duration(runtime.GOMAXPROCS(0))
+		processors := runtime.GOMAXPROCS(0)
 		// read returns how long a connection rests in a read of n bytes, for which it waits, and which it takes so long to handle.
 		read := func(p *pace, n int, wait, handle time.Duration) time.Duration {
 			start := time.Now()
@@ -35,8 +35,8 @@ func TestPace(t *testing.T) {
 			crowd[i] = p
 			read(p, spell/2, time.Millisecond, 0)
 			read(p, spell/2, 0, 100*time.Microsecond)
-			if rest, want := read(p, 1, 0, 0), max(time.Duration(i+1)*100*time.Microsecond/processors, shortRest); rest != want {
-				t.Errorf("the %d. of its kind rests %s, want %s", i+1, rest, want)
+			if got, want := read(p, 1, 0, 0), rest(100*time.Microsecond, int64(i+1), processors); got != want {
+				t.Errorf("the %d. of its kind rests %s, want %s", i+1, got, want)
 			}
 			if rest := read(p, 1, 0, 0); rest != 0 {
 				t.Errorf("rests %s after its rest", rest)
@@ -44,8 +44,8 @@ func TestPace(t *testing.T) {
 		}
 		p := crowd[0]
 		read(p, spell, 0, time.Second)
-		if rest := read(p, 1, 0, 0); rest != longRest {
-			t.Errorf("rests %s after a second, want %s", rest, longRest)
+		if got, want := read(p, 1, 0, 0), rest(longSpell, 8, processors); got != want {
+			t.Errorf("rests %s after a second that it must have waited for, want %s", got, want)
 		}
 		read(p, 1, time.Millisecond, 0) // it waits, and is like any other again
 		for _, p := range crowd[1:] {
@@ -56,4 +56,23 @@ func TestPace(t *testing.T) {
 			t.Errorf("%d are counted that are gone", n)
 		}
 	})
+}
+
+// However many never run dry, a quarter of the processors stays idle.
+func TestRest(t *testing.T) {
+	const worked = 400 * time.Microsecond
+	for _, processors := range []int{1, 2, 4, 64} {
+		for _, hasty := range []int64{1, 2, 3, 5, 8, 64, 200} {
+			busy := float64(hasty) * float64(worked) / float64(worked+rest(worked, hasty, processors))
+			if busy > 0.76*float64(processors) {
+				t.Errorf("%d of %d processors: %.2f are busy", hasty, processors, busy)
+			}
+		}
+	}
+	if got := rest(time.Hour, 1<<40, 1); got != longRest {
+		t.Errorf("rests %s at most, want %s", got, longRest)
+	}
+	if got := rest(time.Nanosecond, 1, 64); got != shortRest {
+		t.Errorf("rests %s at least, want %s", got, shortRest)
+	}
 }
