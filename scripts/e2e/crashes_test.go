@@ -362,6 +362,11 @@ func (c *crashes) wrong() []string {
 	}
 	held := map[string]string{} // state by node and instance, without what only holds their networks
 	for _, f := range found {
+		if f.State == "removing" { // where its end was heard of after its removal, Docker lists for ever what it does not have
+			if _, err := dockerAPI(c.t).ContainerInspect(c.t.Context(), f.ID); cerrdefs.IsNotFound(err) {
+				continue
+			}
+		}
 		if node := f.Labels["skerry.node"]; f.Labels["skerry.role"] == "" && strings.HasPrefix(node, c.prefix) {
 			held[node+" "+f.Labels["skerry.instance"]] = f.State
 		}

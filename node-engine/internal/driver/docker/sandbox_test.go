@@ -149,6 +149,7 @@ func TestSandboxIsTakenUp(t *testing.T) {
 // Somebody stops a sandbox, or restarts it, with the engine there or not: the workload counts as interrupted, and its start mends it.
 func TestSandboxEndedByAnother(t *testing.T) {
 	o := newOnLAN(t)
+	o.Driver = o.again(-1) // a machine that takes long gets sandboxes to keep ready meanwhile
 	spec := o.spec("web.0.0", "sleep")
 	first := o.start(spec)
 	seen, end := watching(t, o.Driver)
