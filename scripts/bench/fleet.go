@@ -13,6 +13,7 @@ import (
 
 	mqtt "github.com/eclipse/paho.mqtt.golang"
 	"github.com/gorilla/websocket"
+	"golang.org/x/sys/unix"
 
 	"skerry.internal/messages"
 )
@@ -59,6 +60,18 @@ func source(i int) net.Addr {
 	return &net.TCPAddr{IP: net.IPv4(127, 1, byte(i/each), 1)}
 }
 
+// dialer connects the i-th node. The port is chosen with the connection and not before: to find one that no connection at all has takes the kernel
+// milliseconds once thousands are taken.
+func dialer(i int) *net.Dialer {
+	return &net.Dialer{Timeout: patience, LocalAddr: source(i), Control: func(_, _ string, c syscall.RawConn) error {
+		var failed error
+		err := c.Control(func(fd uintptr) {
+			failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+		})
+		return errors.Join(err, failed)
+	}}
+}
+
 // spareFiles is how many files bench and manager may have open beside the connections of nodes.
 const spareFiles = 500
 
@@ -93,7 +106,7 @@ func newBoard(ctx context.Context, m *manager, name string, number int) (*board,
 	opts := mqtt.NewClientOptions().AddBroker("tcp://"+m.mqtt).SetClientID("node-"+string(n.id)).SetUsername(w.Username).SetPassword(w.Password).
 		SetBinaryWill(presence, offline, 1, true).SetKeepAlive(30 * time.Second).SetConnectRetry(true).SetConnectRetryInterval(20 * time.Millisecond).
 		SetMaxReconnectInterval(50 * time.Millisecond).SetWriteTimeout(30 * time.Second).
-		SetDialer(&net.Dialer{Timeout: patience, LocalAddr: source(number)})
+		SetDialer(dialer(number))
 	opts.SetOnConnectHandler(func(c mqtt.Client) {
 		c.Subscribe(messages.NodeControlFilter(n.id), 1, n.obey)
 		c.Publish(presence, 1, true, messages.Encode(messages.Presence{Online: true, Digest: messages.Digest(nil)}))
@@ -132,21 +145,22 @@ func (n *board) obey(_ mqtt.Client, m mqtt.Message) {
 // register speaks Engine.IO 4 by websocket, as few lines of it as a registration takes.
 func register(ctx context.Context, m *manager, number int, info messages.NodeInfo) (messages.Welcome, error) {
 	var w messages.Welcome
-	dialer := *websocket.DefaultDialer
+	ws := *websocket.DefaultDialer
+	ws.NetDialContext = dialer(number).DialContext
 	if m.streams != nil {
-		dialer.NetDialContext = func(context.Context, string, string) (net.Conn, error) { return m.streams.open(m.http, number) }
+		ws.NetDialContext = func(context.Context, string, string) (net.Conn, error) { return m.streams.open(m.http, number) }
 	}
-	ws, resp, err := dialer.DialContext(ctx, "ws://"+m.http+"/socket.io/?EIO=4&transport=websocket", nil)
+	conn, resp, err := ws.DialContext(ctx, "ws://"+m.http+"/socket.io/?EIO=4&transport=websocket", nil)
 	if err != nil {
 		return w, err
 	}
 	defer resp.Body.Close()
-	defer func() { _ = ws.Close() }()
-	if err := ws.SetReadDeadline(time.Now().Add(patience)); err != nil {
+	defer func() { _ = conn.Close() }()
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		return w, err
 	}
 	for {
-		_, packet, err := ws.ReadMessage()
+		_, packet, err := conn.ReadMessage()
 		if err != nil {
 			return w, err
 		}
@@ -155,7 +169,7 @@ func register(ctx context.Context, m *manager, number int, info messages.NodeInf
 			return w, err
 		}
 		if answer != "" {
-			if err := ws.WriteMessage(websocket.TextMessage, []byte(answer)); err != nil {
+			if err := conn.WriteMessage(websocket.TextMessage, []byte(answer)); err != nil {
 				return w, err
 			}
 		}

@@ -7,6 +7,7 @@ require (
 	github.com/gorilla/websocket v1.5.3
 	github.com/hashicorp/yamux v0.1.2
 	github.com/mochi-mqtt/server/v2 v2.7.9
+	golang.org/x/sys v0.48.0
 	skerry.internal/cluster-manager v0.0.0
 	skerry.internal/messages v0.0.0
 )
@@ -17,7 +18,6 @@ require (
 	go.etcd.io/bbolt v1.5.0 // indirect
 	golang.org/x/net v0.59.0 // indirect
 	golang.org/x/sync v0.23.0 // indirect
-	golang.org/x/sys v0.48.0 // indirect
 	gopkg.in/yaml.v3 v3.0.1 // indirect
 	skerry.internal/broker v0.0.0 // indirect
 	skerry.internal/netmanager v0.0.0 // indirect
