@@ -18,10 +18,10 @@ const (
 // processor has nothing else to do, or every 10 ms: a few that never run dry would be served at once and all others that late. So who does not run
 // dry rests after each spell, as long as leaves a quarter of the processors idle however many of its kind there are.
 type pace struct {
-	hasty *atomic.Int64 // connections of the broker that do not run dry
-	began time.Time     // of the spell
-	read  int           // bytes, in the spell
-	is    bool          // one of the hasty
+	hasty   *atomic.Int64 // connections of the broker that do not run dry
+	began   time.Time     // of the spell
+	read    int           // bytes, in the spell
+	counted bool          // among the hasty
 }
 
 // before is called before each read and returns the time; it rests if a spell is over.
@@ -30,8 +30,8 @@ func (p *pace) before() time.Time {
 	if p.read < spell {
 		return now
 	}
-	if !p.is {
-		p.is = true
+	if !p.counted {
+		p.counted = true
 		p.hasty.Add(1)
 	}
 	time.Sleep(rest(now.Sub(p.began), p.hasty.Load(), runtime.GOMAXPROCS(0)))
@@ -56,8 +56,8 @@ func (p *pace) after(then time.Time, n int) {
 
 // end is called after the last read.
 func (p *pace) end() {
-	if p.is {
-		p.is = false
+	if p.counted {
+		p.counted = false
 		p.hasty.Add(-1)
 	}
 }
