@@ -52,6 +52,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		fmt.Fprintln(stderr, "cluster-manager", version)
 		return nil
 	}
+	runAhead(getenv)
 	limitMemory(getenv)
 	log := slog.New(slog.NewJSONHandler(stderr, nil))
 	return debugging(ctx, cfg.Debug, log, func(ctx context.Context) error {
