@@ -42,7 +42,7 @@ func networkSamples() map[string]any {
 		"interest.none":        Interest{},
 		"endpoints.full":       Endpoints{PublicKey: sampleTunnelKey, Endpoints: []string{"192.168.1.20:51820", "203.0.113.5:41000"}, NAT: "symmetric", RelayOnly: true},
 		"endpoints.off":        Endpoints{Reason: "no /dev/net/tun: load the kernel's module tun"},
-		"net-status.full": NetStatus{State: OverlayUp, NoNames: "listen 10.160.0.1:53: address already in use", NoIPv6: "the kernel has none", NAT: "cone", Dropped: map[string]int64{"not_allowed": 3}, At: sampleTime(10),
+		"net-status.full": NetStatus{State: OverlayUp, NoNames: "listen 10.160.0.1:53: address already in use", NoIPv6: "the kernel has none", NAT: "cone", Dropped: map[string]int64{"denied": 3}, At: sampleTime(10),
 			OverlayUse: use},
 		"net-status.off": NetStatus{State: OverlayOff, Reason: "no /dev/net/tun: load the kernel's module tun", At: sampleTime(10)},
 		"network-status.full": NetworkStatus{Network: "10.160.0.0/12", Network6: "fd5c:ae11:9::/48", Services: "10.172.0.0/14", Blocks: 3, Free: 12285,

@@ -48,6 +48,15 @@ func (n *Network) Flows(local netip.Addr) []service.Flow {
 	return p.packets.Flows(local)
 }
 
+// Traffic returns all flows and begins to count their bytes anew.
+func (n *Network) Traffic() []service.Flow {
+	p := n.plane.Load()
+	if p == nil {
+		return nil
+	}
+	return p.packets.Traffic()
+}
+
 // PathMTU returns the largest packet that reaches the container's node whole, 0 where nothing is known.
 func (n *Network) PathMTU(dst netip.Addr) int {
 	p := n.plane.Load()

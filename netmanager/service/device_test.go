@@ -273,6 +273,37 @@ func TestFlowsOverTables(t *testing.T) {
 	expect(t, "0.db", one.out(t, tcp(byOrdinal, tcpSYN, "")), ends{"10.160.1.20", "10.160.3.9", 4001, 80})
 }
 
+// Traffic tells what went since it was asked last, in both directions and on both sides of a service.
+func TestTraffic(t *testing.T) {
+	families(t, func(t *testing.T, a func(string) string) {
+		one, two := newNode(t, 1, Options{}), newNode(t, 2, Options{})
+		one.set("", remote(), client())
+		two.set("", remote(), client())
+		begin := tcp(ends{a("10.160.1.20"), a("10.172.1.1"), 4000, 80}, tcpACK, "ask")
+		answer := func(payload string) []byte {
+			return tcp(ends{a("10.160.2.9"), a("10.172.2.10"), 80, 4000}, tcpACK, payload)
+		}
+		ask, reply, more := len(begin), len(answer("reply")), len(answer("more of it"))
+		two.in(t, one.out(t, begin))
+		one.in(t, two.out(t, answer("reply")))
+		told := func(n *node, server bool, sent, received int) {
+			t.Helper()
+			if f := n.Traffic(); len(f) != 1 || f[0].Server != server || f[0].Sent != uint64(sent) || f[0].Received != uint64(received) {
+				t.Errorf("got %+v, want %d bytes sent and %d received", f, sent, received)
+			}
+		}
+		told(one, false, ask, reply)
+		told(two, true, reply, ask)
+		one.in(t, two.out(t, answer("more of it")))
+		if f := one.Flows(netip.Addr{}); len(f) != 1 || f[0].Received != uint64(more) {
+			t.Errorf("flows: got %+v, want %d bytes received", f, more)
+		}
+		told(one, false, 0, more)
+		told(two, true, more, 0)
+		told(one, false, 0, 0)
+	})
+}
+
 func TestGuards(t *testing.T) {
 	one := newNode(t, 1, Options{})
 	closed := client()

@@ -24,7 +24,8 @@ type flow struct {
 	proto, state, where uint8
 	used                uint8
 	told                uint16 // the path MTU of IPv6 by those beyond the tunnel; 0: they have said nothing
-	_                   [24]byte
+	sent, received      uint64 // bytes since they were last asked for
+	_                   [8]byte
 }
 
 const flowSize = 128

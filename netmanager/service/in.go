@@ -43,6 +43,7 @@ func (d *Device) in(p *packet, t *snapshot, now uint32, n *tally, from origin) v
 // takeIn accounts for a packet of a flow on the way in, and rewrites it. The caller holds the shard's lock.
 func (d *Device) takeIn(f *flow, p *packet, now uint32) {
 	f.in++
+	f.received += uint64(len(p.b))
 	f.lastIn = now
 	f.waiting = 0
 	if p.proto == protoTCP {

@@ -9,7 +9,7 @@ import (
 // The flow memory begins with a magic, the number of slots, the seed of the hashes, and for each shard how many of its slots were ever used; the
 // slots follow. What was never used is not even read, so that a file with holes takes only the memory that the flows need.
 const (
-	memoryMagic  = "skerryf3"
+	memoryMagic  = "skerryf4"
 	memoryMarks  = 40
 	memoryHeader = 256
 	defaultFlows = 1 << 16

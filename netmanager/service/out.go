@@ -140,6 +140,7 @@ func (t *Table) where(real addr) uint8 {
 // sendOut accounts for a packet of a flow on the way out, and rewrites it. The caller holds the shard's lock.
 func (d *Device) sendOut(f *flow, p *packet, now uint32, n *tally) verdict {
 	f.out++
+	f.sent += uint64(len(p.b))
 	f.lastOut = now
 	if p.proto == protoTCP {
 		if p.flags&(tcpFIN|tcpRST) != 0 {

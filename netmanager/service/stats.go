@@ -80,12 +80,24 @@ type Flow struct {
 	Instance netip.AddrPort // the peer's container address
 	Server   bool           // the local end did not begin it
 	Closed   bool
-	Out, In  uint64        // packets
-	Idle     time.Duration // since the last packet, to the second
+	Out, In  uint64 // packets
+	// Bytes from and to the container since Traffic was last called, IP headers among them; of a packet in fragments only those of the first.
+	Sent, Received uint64
+	Idle           time.Duration // since the last packet, to the second
 }
 
 // Flows returns the flows of one address of this node, or all when it is not valid. There are none after Close.
 func (d *Device) Flows(local netip.Addr) []Flow {
+	return d.list(optional(local), func(*flow) {})
+}
+
+// Traffic returns all flows and begins to count their bytes anew. What a flow carried that has been forgotten since is not in it.
+func (d *Device) Traffic() []Flow {
+	return d.list(addr{}, func(f *flow) { f.sent, f.received = 0, 0 })
+}
+
+// list reports the flows of one address, or of all, and calls then for each of them.
+func (d *Device) list(want addr, then func(*flow)) []Flow {
 	d.looking.RLock()
 	defer d.looking.RUnlock()
 	select {
@@ -94,13 +106,14 @@ func (d *Device) Flows(local netip.Addr) []Flow {
 	default:
 	}
 	var list []Flow
-	now, want := d.now(), optional(local)
+	now := d.now()
 	for i := range d.flows.shard {
 		s := &d.flows.shard[i]
 		s.mu.Lock()
 		for j := range s.slots[:s.fresh] {
 			if f := &s.slots[j]; f.used != 0 && !f.expired(now) && (want == addr{} || f.local == want) {
 				list = append(list, f.report(now))
+				then(f)
 			}
 		}
 		s.mu.Unlock()
@@ -111,5 +124,5 @@ func (d *Device) Flows(local netip.Addr) []Flow {
 func (f *flow) report(now uint32) Flow {
 	return Flow{Proto: f.proto, Local: netip.AddrPortFrom(f.local.netip(), f.lport), Dialled: netip.AddrPortFrom(f.seen.netip(), f.sport),
 		Instance: netip.AddrPortFrom(f.real.netip(), f.realPort), Server: f.state&served != 0, Closed: f.closed(now),
-		Out: f.out, In: f.in, Idle: time.Duration(now-f.last()) * time.Second}
+		Out: f.out, In: f.in, Sent: f.sent, Received: f.received, Idle: time.Duration(now-f.last()) * time.Second}
 }

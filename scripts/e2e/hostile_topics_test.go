@@ -95,7 +95,7 @@ func contract() map[messages.Kind]said {
 			Sensors: []messages.SensorReading{{Name: "roof", Value: 1, Unit: "C"}}, Instances: []messages.InstanceUse{{Instance: "web.0.0"}}}},
 		messages.NetInterestTopic:  {theNode, theManager, messages.Interest{Names: []messages.JobName{"web", "nobody"}, Addresses: []string{"10.172.0.2"}, Full: true}},
 		messages.NetEndpointsTopic: {theNode, theManager, messages.Endpoints{PublicKey: somebodysKey, Endpoints: []string{"127.0.0.1:9"}, NAT: "cone", Reason: "r"}},
-		messages.NetStatusTopic:    {theNode, theClient, messages.NetStatus{State: messages.OverlayUp, NAT: "cone", Dropped: map[string]int64{"not_allowed": 3}, At: now, OverlayUse: use}},
+		messages.NetStatusTopic:    {theNode, theClient, messages.NetStatus{State: messages.OverlayUp, NAT: "cone", Dropped: map[string]int64{"denied": 3}, At: now, OverlayUse: use}},
 		messages.LogsTopic:         {theNode, theClient, messages.LogChunk{RequestID: "r", Instance: "web.0.0", Stream: "stdout", Text: "t"}},
 		messages.TraceAnswerTopic: {theNode, theClient, messages.TraceAnswer{RequestID: "r", Kind: messages.TracePing, Name: "web.skerry.internal", Addresses: []string{"10.172.0.0"}, Service: "web", Policy: messages.Closest,
 			Healthy: 1, Instance: "web.0.0", Address: "10.160.0.2", Node: "y", Path: messages.Direct, Endpoint: "127.0.0.1:9", RTTMS: 1, MTU: 1420, At: now}},

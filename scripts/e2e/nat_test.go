@@ -68,7 +68,7 @@ func TestEnginesBehindNATs(t *testing.T) {
 			return err == nil && got.Failed == 0
 		})
 	}
-	path := func(to string) (messages.PeerUse, bool) { // as a's own measurement has it
+	measured := func() (use messages.OverlayUse) { // by a
 		var s struct {
 			Nodes []struct {
 				Measured messages.NetStatus `json:"measured"`
@@ -78,10 +78,14 @@ func TestEnginesBehindNATs(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, n := range s.Nodes {
-			for _, p := range n.Measured.Peers {
-				if p.Node == l.id(to) {
-					return p, true
-				}
+			use.Peers, use.Flows = append(use.Peers, n.Measured.Peers...), append(use.Flows, n.Measured.Flows...)
+		}
+		return use
+	}
+	path := func(to string) (messages.PeerUse, bool) {
+		for _, p := range measured().Peers {
+			if p.Node == l.id(to) {
+				return p, true
 			}
 		}
 		return messages.PeerUse{}, false
@@ -143,6 +147,15 @@ func TestEnginesBehindNATs(t *testing.T) {
 	comesTo("c", messages.Relayed)
 	traced("deep", "c", messages.Relayed)
 	request("direct")
+	l.eventually("it is told how much goes from job to job", func() bool {
+		works("web")
+		for _, f := range measured().Flows {
+			if f.From == "client" && f.Service == "web" && f.Node == l.id("b") {
+				return f.Flows > 0 && f.RxBPS > 0 && f.TxBPS > 0
+			}
+		}
+		return false
+	})
 	routers["b"].Run("iptables", append([]string{"-I"}, blocked...)...)
 	comesTo("b", messages.Relayed)
 	request("relayed again")

@@ -89,6 +89,7 @@ type Network interface {
 type Watched interface {
 	Status() netmanager.Status
 	Flows(local netip.Addr) []service.Flow
+	Traffic() []service.Flow
 	PathMTU(dst netip.Addr) int
 }
 

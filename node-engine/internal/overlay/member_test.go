@@ -120,6 +120,8 @@ func (f *fabric) Flows(netip.Addr) []service.Flow {
 	return f.flows
 }
 
+func (f *fabric) Traffic() []service.Flow { return f.Flows(netip.Addr{}) }
+
 func (f *fabric) PathMTU(netip.Addr) int { return 1420 }
 
 // now returns what was set last.

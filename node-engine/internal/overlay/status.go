@@ -18,7 +18,7 @@ import (
 type meter struct {
 	measuring sync.Mutex // guards what follows
 	at        time.Time
-	bytes     map[tunnel.Key][2]uint64
+	bytes     map[tunnel.Key][2]uint64 // of the peers
 	last      messages.OverlayUse
 }
 
@@ -46,7 +46,9 @@ func (m *Member) measure(net Network) messages.OverlayUse {
 	defer m.measuring.Unlock()
 	now := time.Now()
 	span := now.Sub(m.at)
-	if !m.at.IsZero() && span < meterEvery {
+	if m.at.IsZero() {
+		span = 0 // nobody knows since when bytes are counted
+	} else if span < meterEvery {
 		return m.last
 	}
 	stats := net.Status()
@@ -54,8 +56,8 @@ func (m *Member) measure(net Network) messages.OverlayUse {
 	counted := make(map[tunnel.Key][2]uint64, len(stats.Tunnel.Peers))
 	var use messages.OverlayUse
 	if stats.Packets.Flows > 0 { // to list them is to look at all there is room for
-		flows := net.Flows(netip.Addr{})
-		use.Flows = who.sum(flows)
+		flows := net.Traffic()
+		use.Flows = who.sum(flows, span)
 		jobs, strange := who.dialled(flows)
 		for job := range jobs {
 			m.used(job)
@@ -135,10 +137,17 @@ func (d directory) peer(p tunnel.PeerStats, before [2]uint64, span time.Duration
 		u.HandshakeS = int64(now.Sub(p.Handshake).Seconds())
 	}
 	if before != [2]uint64{} && p.Rx >= before[0] && p.Tx >= before[1] {
-		u.RxBPS = float64(p.Rx-before[0]) * 8 / span.Seconds()
-		u.TxBPS = float64(p.Tx-before[1]) * 8 / span.Seconds()
+		u.RxBPS, u.TxBPS = bitsASecond(p.Rx-before[0], span), bitsASecond(p.Tx-before[1], span)
 	}
 	return u
+}
+
+// bitsASecond is the rate of that many bytes; 0 where the time is not known.
+func bitsASecond(bytes uint64, span time.Duration) float64 {
+	if span == 0 {
+		return 0
+	}
+	return float64(bytes) * 8 / span.Seconds()
 }
 
 // v4 returns the IPv4 address that an address of the network stands for.
@@ -152,27 +161,31 @@ func (d directory) v4(a netip.Addr) netip.Addr {
 // maxFlowSums bounds what is told of flows: the busiest.
 const maxFlowSums = 256
 
-// service returns the job that a flow was begun to from here, if it has not ended.
+// service returns the job that a flow was begun to from here.
 func (d directory) service(f service.Flow) (messages.JobName, bool) {
 	to, known := d.jobs[d.v4(f.Dialled.Addr())]
-	return to, known && !f.Server && !f.Closed
+	return to, known && !f.Server
 }
 
 // dialled returns the jobs that flows were begun to from here, and the service addresses of flows of which the node does not know whose they are.
 func (d directory) dialled(flows []service.Flow) (jobs map[messages.JobName]bool, strange map[netip.Addr]bool) {
 	jobs, strange = map[messages.JobName]bool{}, map[netip.Addr]bool{}
 	for _, f := range flows {
+		if f.Closed {
+			continue
+		}
 		if to, ok := d.service(f); ok {
 			jobs[to] = true
-		} else if a := d.v4(f.Dialled.Addr()); !f.Server && !f.Closed && d.ground.plan.Services().Contains(a) {
+		} else if a := d.v4(f.Dialled.Addr()); !f.Server && d.ground.plan.Services().Contains(a) {
 			strange[a] = true
 		}
 	}
 	return jobs, strange
 }
 
-// sum adds the flows up by who talks to which service where. Those that others have begun are theirs to tell.
-func (d directory) sum(flows []service.Flow) []messages.FlowUse {
+// sum adds the flows up by who talks to which service where, with what they carried in the time before. Those that others have begun are theirs to
+// tell, and one that has ended counts by what it carried alone.
+func (d directory) sum(flows []service.Flow, span time.Duration) []messages.FlowUse {
 	type way struct {
 		from, to messages.JobName
 		node     messages.NodeID
@@ -180,7 +193,7 @@ func (d directory) sum(flows []service.Flow) []messages.FlowUse {
 	sums := map[way]*messages.FlowUse{}
 	for _, f := range flows {
 		to, ok := d.service(f)
-		if !ok {
+		if !ok || f.Closed && (f.Sent+f.Received == 0 || span == 0) {
 			continue
 		}
 		w := way{d.jobs[d.v4(f.Local.Addr())], to, d.places[d.v4(f.Instance.Addr())]}
@@ -190,7 +203,11 @@ func (d directory) sum(flows []service.Flow) []messages.FlowUse {
 		if sums[w] == nil {
 			sums[w] = &messages.FlowUse{From: w.from, Service: w.to, Node: w.node}
 		}
-		sums[w].Flows++
+		if !f.Closed {
+			sums[w].Flows++
+		}
+		sums[w].RxBPS += bitsASecond(f.Received, span)
+		sums[w].TxBPS += bitsASecond(f.Sent, span)
 	}
 	list := make([]messages.FlowUse, 0, len(sums))
 	for _, f := range sums {
@@ -261,6 +278,7 @@ func sameFigures(a, b *messages.NetStatus) bool {
 	return samePaths(a.Peers, b.Peers) && slices.EqualFunc(a.Peers, b.Peers, func(a, b messages.PeerUse) bool {
 		return near(a.RTTMS, b.RTTMS, 1) && near(a.RxBPS, b.RxBPS, 10_000) && near(a.TxBPS, b.TxBPS, 10_000) && a.MTU == b.MTU
 	}) && slices.EqualFunc(a.Flows, b.Flows, func(a, b messages.FlowUse) bool {
-		return a.From == b.From && a.Service == b.Service && a.Node == b.Node && near(float64(a.Flows), float64(b.Flows), 2)
+		return a.From == b.From && a.Service == b.Service && a.Node == b.Node && near(float64(a.Flows), float64(b.Flows), 2) &&
+			near(a.RxBPS, b.RxBPS, 10_000) && near(a.TxBPS, b.TxBPS, 10_000)
 	})
 }

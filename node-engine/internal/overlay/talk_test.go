@@ -180,7 +180,7 @@ func TestUse(t *testing.T) {
 	theirs.Server = true
 	b.net.flows = []service.Flow{flow, flow, here, theirs}
 	b.net.mu.Unlock()
-	m.at = time.Now().Add(-time.Hour)
+	m.at = time.Time{}
 	use := m.Use()
 	if len(use.Peers) != 1 || use.Peers[0].Node != "n2" || use.Peers[0].Path != messages.Direct || use.Peers[0].RTTMS != 1.5 || use.Peers[0].MTU != 1440 {
 		t.Errorf("peers: got %+v", use.Peers)
@@ -191,11 +191,25 @@ func TestUse(t *testing.T) {
 	}
 	b.net.mu.Lock()
 	b.net.stats.Peers[0].Rx += 125000 // a million bits in ten seconds
+	flow.Sent, flow.Received = 25000, 100000
+	ended, silent := flow, flow
+	ended.Closed, silent.Closed = true, true
+	silent.Sent, silent.Received = 0, 0
+	b.net.flows = []service.Flow{flow, ended, silent}
 	b.net.mu.Unlock()
 	m.at = time.Now().Add(-10 * time.Second)
-	if got := m.Use().Peers[0].RxBPS; got < 90_000 || got > 110_000 {
-		t.Errorf("rate: got %v", got)
+	use = m.Use()
+	about := func(what string, got, want float64) {
+		if got < 0.9*want || got > 1.1*want {
+			t.Errorf("%s: %v bits/s, want about %v", what, got, want)
+		}
 	}
+	about("from the peer", use.Peers[0].RxBPS, 100_000)
+	if len(use.Flows) != 1 || use.Flows[0].Flows != 1 {
+		t.Fatalf("flows with a rate: %+v", use.Flows)
+	}
+	about("to the instances", use.Flows[0].TxBPS, 40_000)
+	about("from the instances", use.Flows[0].RxBPS, 160_000)
 }
 
 // A process that is killed right after its first lookup has written nothing of it. The flow outlives it in memory; what it was begun to is asked for with the

@@ -15,7 +15,7 @@ func net() (*messages.NetworkStatus, []NetNode) {
 	nodes := []NetNode{
 		{Status: messages.NodeStatus{Node: "board-1", State: messages.NodeOnline, Overlay: &messages.OverlayStatus{State: messages.OverlayUp, Blocks: []string{"10.160.0.0/26"}, NAT: "cone",
 			Endpoints: []string{"192.168.1.20:51820", "10.0.0.1:51820"}}},
-			Measured: &messages.NetStatus{State: messages.OverlayUp, NoNames: "port 53 is taken", NoIPv6: "the kernel has none", Dropped: map[string]int64{"not_allowed": 3, "no_route": 1}, OverlayUse: messages.OverlayUse{
+			Measured: &messages.NetStatus{State: messages.OverlayUp, NoNames: "port 53 is taken", NoIPv6: "the kernel has none", Dropped: map[string]int64{"denied": 3, "stray": 1}, OverlayUse: messages.OverlayUse{
 				Peers: []messages.PeerUse{{Node: "board-2", Path: messages.Direct, Endpoint: "192.168.1.21:51820", RTTMS: 0.751, RxBPS: 120000, TxBPS: 9e9, MTU: 1420, HandshakeS: 95},
 					{Guest: "phone", Path: messages.Relayed, RTTMS: 48.2}, {Node: "board-3", Path: messages.NoPath}},
 				Flows: []messages.FlowUse{{From: "shop", Service: "web", Node: "board-2", Flows: 12, RxBPS: 110000}, {Service: "web", Flows: 1}}}}},
@@ -53,7 +53,7 @@ FROM             ON       TO   AT       FLOWS  RECEIVED      SENT
 shop             board-1  web  board-2  12     110.0 kbit/s  0 bit/s
 (host or guest)  board-1  web  -        1      0 bit/s       0 bit/s
 
-board-1 dropped packets: no_route 1, not_allowed 3
+board-1 dropped packets: denied 3, stray 1
 `
 	if got := s.Network(net()); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
