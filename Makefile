@@ -73,7 +73,6 @@ bench-network: ## the network beside the raw link, VXLAN and bare wireguard-go, 
 	@command -v iperf3 >/dev/null || { echo "iperf3 is missing: apt-get install iperf3"; exit 1; }
 	go build -o var/bench-network ./netmanager/bench
 	var/bench-network -readme netmanager/README.md $(BENCH)
-	go test -run '^$$' -bench 'Out|In|NewFlow' -benchtime 200ms ./netmanager/service
 
 bench-compare: build docker ## the same, printed as the change against the committed figures
 	go build -o var/bench ./scripts/bench

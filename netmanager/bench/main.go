@@ -1,7 +1,7 @@
 //go:build linux
 
 // Command bench measures the overlay beside its floors, in turn in one run: the raw link, the kernel's VXLAN (plain), and bare wireguard-go, all
-// between the same two hosts in network namespaces of this machine. `make bench-network` runs it.
+// between the same two hosts in network namespaces of this machine, and then what a packet takes in the package service. `make bench-network` runs it.
 package main
 
 import (
@@ -67,6 +67,13 @@ func run(ctx context.Context, args []string) (err error) {
 		}
 	}
 	table := render(measured)
+	if o.only == "" {
+		packets, err := measureService(ctx, o.rounds)
+		if err != nil {
+			return err
+		}
+		table += packets.render()
+	}
 	fmt.Print(table)
 	if o.readme == "" {
 		return nil

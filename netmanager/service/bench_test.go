@@ -56,7 +56,7 @@ func TestHundredThousandServices(t *testing.T) {
 	}
 }
 
-// packetsOf returns packets of that many flows, each to a service of its own as long as there are any.
+// packetsOf returns packets of that many flows, spread over the services.
 func packetsOf(c Config, flows int, flags uint8) [][]byte {
 	list := make([][]byte, flows)
 	for i := range list {
@@ -66,11 +66,16 @@ func packetsOf(c Config, flows int, flags uint8) [][]byte {
 	return list
 }
 
-// tables are what packets are sent through: of each service in the table one flow is open. The last one needs more room for flows than a node has.
-var tables = []int{1, 10, 100, 1000, 10_000, 100_000}
+// size is what packets are sent through, flow by flow in turn.
+type size struct{ services, flows int }
 
-func benchNode(b *testing.B, c Config) *node {
-	n := newNode(b, 1, Options{MTU: func(netip.Addr) int { return 1400 }, Flows: max(defaultFlows, 2*len(c.Services))})
+// sizes are first as many flows through tables of any size, and then as many flows as services, of which the last need more room than a node has.
+var sizes = []size{{1, 1000}, {10, 1000}, {100, 1000}, {1000, 1000}, {10_000, 1000}, {100_000, 1000}, {10_000, 10_000}, {100_000, 100_000}}
+
+func (s size) String() string { return fmt.Sprintf("services=%d,flows=%d", s.services, s.flows) }
+
+func benchNode(b *testing.B, c Config, flows int) *node {
+	n := newNode(b, 1, Options{MTU: func(netip.Addr) int { return 1400 }, Flows: max(defaultFlows, 2*flows)})
 	n.SetTable(NewTable(c))
 	b.ReportAllocs()
 	return n
@@ -91,13 +96,13 @@ func (u usage) report(b *testing.B, packets int) {
 	b.ReportMetric(float64(startCPU()-u)/float64(b.N)/float64(packets), "cpu-ns/each")
 }
 
-// BenchmarkOut is one packet of a flow that exists, of each service's in turn, in batches of up to 128 as the TUN gives them; copying it in is part of the figure.
+// BenchmarkOut is one packet of a flow that exists, of each in turn, in batches of up to 128 as the TUN gives them; copying it in is part of the figure.
 func BenchmarkOut(b *testing.B) {
-	for _, services := range tables {
-		b.Run(fmt.Sprintf("services=%d", services), func(b *testing.B) {
-			c := cluster(services)
-			n := benchNode(b, c)
-			list := packetsOf(c, services, tcpACK)
+	for _, s := range sizes {
+		b.Run(s.String(), func(b *testing.B) {
+			c := cluster(s.services)
+			n := benchNode(b, c, s.flows)
+			list := packetsOf(c, s.flows, tcpACK)
 			q := n.queues[0].(*queue)
 			slab, packets := make([]byte, 1<<16), make([]tun.ReadPacket, 128)
 			at := 0
@@ -121,12 +126,12 @@ func BenchmarkOut(b *testing.B) {
 
 // BenchmarkIn is the same for the answers.
 func BenchmarkIn(b *testing.B) {
-	for _, services := range tables {
-		b.Run(fmt.Sprintf("services=%d", services), func(b *testing.B) {
-			c := cluster(services)
-			n := benchNode(b, c)
+	for _, s := range sizes {
+		b.Run(s.String(), func(b *testing.B) {
+			c := cluster(s.services)
+			n := benchNode(b, c, s.flows)
 			n.writeTo = func(_ int, bufs [][]byte, _ int) (int, error) { return len(bufs), nil }
-			list := packetsOf(c, services, tcpACK)
+			list := packetsOf(c, s.flows, tcpACK)
 			for i := range list {
 				list[i] = tcp(endsOf(b, n.out(b, list[i])).swapped(), tcpACK, "hello")
 			}
@@ -154,12 +159,12 @@ func BenchmarkIn(b *testing.B) {
 
 // BenchmarkNewFlow is the first packet of a flow, to each service in turn.
 func BenchmarkNewFlow(b *testing.B) {
-	for _, services := range tables {
-		b.Run(fmt.Sprintf("services=%d", services), func(b *testing.B) {
-			c := cluster(services)
-			n := benchNode(b, c)
+	for _, s := range sizes[:6] { // with others they would not be other flows
+		b.Run(s.String(), func(b *testing.B) {
+			c := cluster(s.services)
+			n := benchNode(b, c, defaultFlows)
 			q := n.queues[0].(*queue)
-			list := packetsOf(c, max(60_000, services), tcpSYN)
+			list := packetsOf(c, 60_000, tcpSYN)
 			slab, packets := make([]byte, 256), make([]tun.ReadPacket, 1)
 			cpu := startCPU()
 			for i := 0; b.Loop(); i++ {
