@@ -60,6 +60,7 @@ type Network struct {
 	refused map[tunnel.Key]bool // peers that were left out
 
 	noIPv6 atomic.Pointer[string] // why it was left out of the kernel's side; nil: it was not
+	shared atomic.Pointer[string] // who else uses the network's range by now; nil: nobody
 }
 
 // New checks static. It touches nothing.
@@ -127,7 +128,8 @@ func (n *Network) Set(ctx context.Context, c Config) error {
 	}
 	present := n.plane.Load()
 	if present == nil || n.config.Network != c.Network || n.config.Network6 != c.Network6 {
-		if err := link.Conflicts(c.networks(), n.static.Name); err != nil {
+		// A network that containers are in already, of this process or of one before, goes on whoever else comes.
+		if err := link.Conflicts(c.networks(), n.static.Name); err != nil && (present != nil || !link.Standing(c.Network, n.static.Name)) {
 			return err
 		}
 	}
@@ -155,7 +157,20 @@ func (n *Network) setLinksLocked(c Config, p *plane) error {
 		return err
 	}
 	n.notedLocked(noIPv6)
+	n.noteOthersLocked(link.Conflicts(c.networks(), n.static.Name))
 	return nil
+}
+
+// noteOthersLocked notes who uses the network's range beside it.
+func (n *Network) noteOthersLocked(others error) {
+	if others == nil {
+		n.shared.Store(nil)
+		return
+	}
+	who := others.Error()
+	if before := n.shared.Swap(&who); before == nil || *before != who {
+		n.log.Warn("somebody else has come to use the network's range", "err", others)
+	}
 }
 
 // notedLocked keeps why there is no IPv6.

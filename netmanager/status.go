@@ -19,6 +19,7 @@ type Status struct {
 	MTU       int              // of the containers' interfaces
 	Names     string           // why no names are answered; empty: they are
 	NoIPv6    string           // why containers have no IPv6 though the Config has; empty: they have
+	Shared    string           // who has come to use the network's range since it is there, looked for once a minute; empty: nobody
 	Tunnel    tunnel.Stats
 	Packets   service.Stats
 }
@@ -35,6 +36,9 @@ func (n *Network) Status() Status {
 	}
 	if why := n.noIPv6.Load(); why != nil {
 		s.NoIPv6 = *why
+	}
+	if who := n.shared.Load(); who != nil {
+		s.Shared = *who
 	}
 	return s
 }

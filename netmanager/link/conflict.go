@@ -168,6 +168,19 @@ func candidatesIn(space netip.Prefix, bits int) []netip.Prefix {
 	return all
 }
 
+// Standing reports whether an engine's bridge has an address of a network: containers of a process before may be in it.
+func Standing(network netip.Prefix, name string) bool {
+	bridge, err := netlink.LinkByName(Bridge(name))
+	if err != nil || bridge.Attrs().Alias != Alias(name) {
+		return false
+	}
+	addresses, err := Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(bridge, netlink.FAMILY_ALL) })
+	return err == nil && slices.ContainsFunc(addresses, func(a netlink.Addr) bool {
+		p, ok := prefixOf(a.IPNet)
+		return ok && network.Contains(p.Addr())
+	})
+}
+
 // Taken says which of an engine's blocks another engine of this host has: two clusters that give out the same range, or what an engine has left
 // that is no more. Two bridges with the same addresses would take each other's packets.
 func Taken(blocks []netip.Prefix, name string) error {

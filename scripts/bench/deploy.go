@@ -125,23 +125,36 @@ func measureOverlay(ctx context.Context, b *bench) ([]figure, error) {
 	if _, err := b.overlayNode(ctx, m, c, suffix); err != nil {
 		return nil, err
 	}
-	var with, without, more []float64
-	for run := range max(b.runs, 5) + 1 { // the first is to warm up
-		own, err := b.ownDeploys(ctx, c, 1, run, suffix)
-		if err != nil {
-			return nil, err
+	both := func(n int) (with, without, more []float64, err error) {
+		for run := range max(b.runs, 5) + 1 { // the first is to warm up
+			own, err := b.ownDeploys(ctx, c, n, run, suffix)
+			if err != nil {
+				return nil, nil, nil, err
+			}
+			plain, err := b.ownDeploys(ctx, c, n, run, "")
+			if err != nil {
+				return nil, nil, nil, err
+			}
+			if run > 0 {
+				with, without, more = append(with, own), append(without, plain), append(more, (own-plain)/float64(n))
+			}
 		}
-		plain, err := b.ownDeploys(ctx, c, 1, run, "")
-		if err != nil {
-			return nil, err
-		}
-		if run > 0 {
-			with, without, more = append(with, own), append(without, plain), append(more, own-plain)
-		}
+		return with, without, more, nil
+	}
+	const floor = "the same on Docker's network"
+	with, without, more, err := both(1)
+	if err != nil {
+		return nil, err
+	}
+	withMany, withoutMany, moreOfMany, err := both(20)
+	if err != nil {
+		return nil, err
 	}
 	return []figure{
-		of("command published → container running, on the overlay", "ms", "", with).over("the same on Docker's network", with, without),
+		of("command published → container running, on the overlay", "ms", "", with).over(floor, with, without),
 		of("what the overlay adds to a deploy", "ms", "≤ 15", more),
+		of("20 commands at once → 20 containers running, on the overlay", "ms", "", withMany).over(floor, withMany, withoutMany),
+		of("what the overlay adds to each of 20 deploys at once", "ms", "≤ 15", moreOfMany),
 	}, nil
 }
 

@@ -233,6 +233,9 @@ func (m *Member) netStatus() messages.NetStatus {
 		s.NAT = ""
 	}
 	s.NoNames, s.NoIPv6 = sentence(stats.Names), sentence(stats.NoIPv6)
+	if s.Reason == "" {
+		s.Reason = sentence(stats.Shared)
+	}
 	s.Dropped = dropped(stats)
 	s.OverlayUse = m.measure(net)
 	return s
