@@ -3,7 +3,6 @@ package cluster
 import (
 	"cmp"
 	"encoding/json"
-	"errors"
 	"slices"
 
 	"skerry.internal/cluster-manager/internal/store"
@@ -29,8 +28,8 @@ func (st *State) loadFloor(key string, value []byte) error {
 	if err := json.Unmarshal(value, &f); err != nil {
 		return err
 	}
-	if f.Generation < 0 {
-		return errors.New("negative generation")
+	if err := checkNumber("generation", f.Generation); err != nil {
+		return err
 	}
 	if key == commonFloor {
 		st.common = f.Generation

@@ -41,7 +41,7 @@ func FuzzLoad(f *testing.F) {
 		memory := &store.Memory{}
 		b := buckets[int(bucket)%len(buckets)]
 		if b == store.Damaged || b == store.Requests {
-			return // nothing is read there
+			return // nothing is read there; dispatch reads the requests
 		}
 		commit := func(changes []store.Change) {
 			if err := memory.Commit(ctx, changes); err != nil {

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -149,7 +150,7 @@ func (st *State) loadRecord(b store.Bucket, key string, value []byte, placements
 			return nil
 		}
 		rev, err := strconv.ParseUint(string(value), 10, 64)
-		if err != nil {
+		if err = cmp.Or(err, checkRev(rev)); err != nil {
 			return err
 		}
 		st.Rev = max(st.Rev, rev)
@@ -167,16 +168,39 @@ func named(name, key string) error {
 
 // check reports what in a loaded job later code relies on and does not hold.
 func (j *Job) check(key string) error {
-	errs := []error{j.Spec.Validate(), named(string(j.Spec.Name), key), checkOrdinals(j.Ordinals)}
+	errs := []error{j.Spec.Validate(), named(string(j.Spec.Name), key), checkOrdinals(j.Ordinals), checkRev(j.Rev), checkNumber("floor", j.Floor)}
 	if j.Previous != nil {
-		errs = append(errs, j.Previous.Spec.Validate(), checkOrdinals(j.Previous.Ordinals))
+		errs = append(errs, j.Previous.Spec.Validate(), checkOrdinals(j.Previous.Ordinals), checkRev(j.Previous.Rev))
+	}
+	for ordinal, next := range j.Generations {
+		errs = append(errs, checkNumber("ordinal", ordinal), checkNumber("generation", next))
 	}
 	return errors.Join(errs...)
 }
 
+// What a loaded record may say. Later numbers are counted up from these, and have to be names of instances and revs still.
+const (
+	maxNumber = 1 << 29
+	maxRev    = 1 << 62
+)
+
+func checkNumber(what string, n int) error {
+	if n < 0 || n > maxNumber {
+		return fmt.Errorf("%s %d: want 0 to %d", what, n, maxNumber)
+	}
+	return nil
+}
+
+func checkRev(rev uint64) error {
+	if rev > maxRev {
+		return fmt.Errorf("rev %d: want at most %d", rev, uint64(maxRev))
+	}
+	return nil
+}
+
 func checkOrdinals(ordinals []int) error {
 	for i, o := range ordinals {
-		if o < 0 || (i > 0 && o <= ordinals[i-1]) || i >= messages.MaxReplicas {
+		if o < 0 || o > maxNumber || (i > 0 && o <= ordinals[i-1]) || i >= messages.MaxReplicas {
 			return fmt.Errorf("ordinals: want at most %d, ascending from 0", messages.MaxReplicas)
 		}
 	}
@@ -192,7 +216,7 @@ func (p *Placement) check(key string) error {
 	if p.Job != job || p.Ordinal != ordinal || p.Generation != generation {
 		err = errors.New("its job, ordinal or generation differ from its name")
 	}
-	return errors.Join(err, named(string(p.Instance), key), messages.CheckName("node", string(p.Node)), p.Spec.Validate())
+	return errors.Join(err, named(string(p.Instance), key), messages.CheckName("node", string(p.Node)), p.Spec.Validate(), checkRev(p.Rev), checkNumber("generation", generation))
 }
 
 func (st *State) addJob(j *Job) {

@@ -93,9 +93,9 @@ func (n *Network) LeaseJob(j *cluster.Job, ordinals []int) error {
 		return nil
 	}
 	a := &cluster.Addresses{Instances: map[int]netip.Addr{}}
-	if j.Addresses != nil {
-		*a = *j.Addresses
-		a.Instances = maps.Clone(a.Instances)
+	if had := j.Addresses; had != nil {
+		a.RoundRobin, a.Closest = had.RoundRobin, had.Closest
+		maps.Copy(a.Instances, had.Instances)
 	}
 	var leased []netip.Addr
 	want := func(had netip.Addr) (netip.Addr, error) {
