@@ -54,7 +54,7 @@ sim: ## stories of a manager and its nodes in virtual time, 500 seeds; SEED=17 t
 	go test -count=1 ./scripts/e2e/sim $(if $(SEED),-v -run '^TestSeeds$$' -args -seed $(SEED))
 
 crash: deps ## kill manager, engine, dockerd and app at random, ROUNDS=30; SEED=17 tells that story again
-	$(ROOT) env SKERRY_CRASH_ROUNDS=$(ROUNDS) SKERRY_CRASH_SEED=$(SEED) go test -count=1 -timeout 30m -v -run '^TestCrashRounds$$' ./scripts/e2e
+	$(ROOT) env SKERRY_TEST_ALL=1 SKERRY_CRASH_ROUNDS=$(ROUNDS) SKERRY_CRASH_SEED=$(SEED) go test -count=1 -timeout 30m -v -run '^TestCrashRounds$$' ./scripts/e2e
 
 soak: deps ## deploys, moves and deletes at RATE=5 a second for DURATION=1h on the real Docker; nothing may grow
 	$(ROOT) env SKERRY_SOAK=$(DURATION) SKERRY_SOAK_RATE=$(RATE) go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./scripts/e2e

@@ -214,18 +214,21 @@ func (c *commander) connect() bool {
 	return false
 }
 
-// publish sends a command and returns its first Result. It reports whether it got that far: then the command has been acknowledged.
-func (c *commander) publish(cmd messages.Command) (messages.Result, bool) {
+// publish sends a command and returns its first Result. It reports whether it got that far, and when the command was acknowledged, if it was.
+func (c *commander) publish(cmd messages.Command) (r messages.Result, acked time.Time, answered bool) {
 	if !c.connect() {
-		return messages.Result{}, false
+		return r, acked, false
 	}
 	token := c.client.Publish(messages.Topic{Kind: messages.CommandTopic, Verb: cmd.Command}.String(), 1, false, messages.Encode(cmd))
 	late := time.After(5 * time.Second)
 	for token.WaitTimeout(5*time.Second) && token.Error() == nil {
+		if acked.IsZero() {
+			acked = time.Now()
+		}
 		select {
-		case r := <-c.results:
+		case r = <-c.results:
 			if r.RequestID == cmd.RequestID {
-				return r, true
+				return r, acked, true
 			}
 			continue
 		case <-time.After(100 * time.Millisecond):
@@ -237,20 +240,30 @@ func (c *commander) publish(cmd messages.Command) (messages.Result, bool) {
 		break
 	}
 	c.close()
-	return messages.Result{}, false
+	return messages.Result{}, acked, false
 }
 
 // publish repeats a command until it is answered, and reports whether it was accepted. One that nobody has answered is repeated as it was, which
-// does nothing where it had come through. One that was refused because a node was just away is asked again as another.
+// does nothing where it had come through: the answer is then the first one, from before it was acknowledged. One that was refused because a node was just away
+// is asked again as another.
 func (c *crashes) publish(client *commander, cmd messages.Command) (taken, bool) {
 	name, a := cmd.RequestID, taken{verb: cmd.Command}
+	var acked time.Time
 	for n, end := 0, time.Now().Add(soon); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if cmd.RequestID = fmt.Sprintf("%s-%s.%d", client.id, name, n); a.request != cmd.RequestID {
 			c.mu.Lock()
 			a.request, a.life = cmd.RequestID, c.life
 			c.mu.Unlock()
+			acked = time.Time{}
 		}
-		r, answered := client.publish(cmd)
+		r, now, answered := client.publish(cmd)
+		if acked.IsZero() {
+			acked = now
+		}
+		// What can be refused for want of a node may have been, to nobody: refusals are not kept.
+		if sure := cmd.Command == messages.Delete || cmd.Command == messages.Replicate; sure && answered && r.Phase != messages.Refused && r.At.After(acked) {
+			c.errorf("%s %s was acknowledged at %s and lost: it was accepted at %s", cmd.Command, cmd.Job.Name, acked, r.At)
+		}
 		switch {
 		case !answered:
 		case r.Phase != messages.Refused:
