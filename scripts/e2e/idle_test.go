@@ -54,11 +54,14 @@ func written(t *testing.T, p *process, data string) writes {
 func (w writes) equal(o writes) bool { return w.bytes == o.bytes && maps.Equal(w.files, o.files) }
 
 // A cluster in which nothing happens writes nothing to any disk, and says nothing in its logs: flash cards wear out. Its job has a
-// health check, its node sends telemetry, and a client looks on all the while.
+// health check, its node is part of the network and sends telemetry, and a client looks on all the while.
 func TestIdleProgramsWriteNothing(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "--telemetry-interval", "500ms")
-	a := l.node("a")
+	l := emptyHosts(t, "a")
+	l.flags = append(l.flags, "--telemetry-interval", "500ms")
+	l.startManager()
+	l.follow()
+	a := l.networkNode("a")
 	// Without a request id: one that is forgotten after ten minutes is a change on disk.
 	web := app("web", 1, nil)
 	web.Health.Timeout, web.Health.Retries = messages.Duration(10*time.Second), 10 // whatever else the machine does meanwhile
