@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -118,7 +119,7 @@ func (l *link) telemetry(ctx context.Context, topic string, patience time.Durati
 func (a *app) printNode(n messages.NodeStatus, raw, measured []byte, await bool) error {
 	if a.json {
 		if await && measured != nil {
-			raw = fmt.Appendf(raw[:len(raw)-1:len(raw)-1], `,"telemetry":%s}`, measured)
+			raw = messages.Splice(bytes.TrimSpace(raw), "telemetry", measured)
 		}
 		return line(a.out, raw)
 	}
