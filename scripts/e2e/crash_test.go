@@ -210,38 +210,56 @@ func TestLostNodeComesBack(t *testing.T) {
 		t.Run(string(keep), func(t *testing.T) {
 			t.Parallel()
 			l := newLab(t, "--lost-after", "2s")
-			a, b := l.node("a"), l.node("b")
-			j := app("web", 1, nil)
-			j.OnReturn = keep
-			l.do(deployCommand(j))
-			original := l.lives(a, b)
-			if len(original) != 1 || len(l.lives(a)) != 1 {
-				t.Fatalf("want it on %s: %v", a, original)
-			}
-			began := time.Now()
-			l.kill(l.nodes[a])
-			l.instance("web", "runs on the other node", func(i messages.InstanceReport) bool {
-				return i.Node == b && i.Instance == "web.0.1" && i.State == messages.Running && i.Healthy
-			})
-			if took := time.Since(began); took < 2*time.Second {
-				t.Errorf("replaced after %s, want no sooner than lost_after", took)
-			}
-			both := l.lives(a, b)
-			if len(both) != 2 || both["web.0.0"] != original["web.0.0"] {
-				t.Fatalf("while its engine is away the node's container is to go on: %v, before %v", both, original)
-			}
-			l.startNode("a")
-			want := map[messages.InstanceID]string{"web.0.1": both["web.0.1"]}
-			if keep == messages.KeepOriginal {
-				want = original
-			}
-			l.eventually("one copy remains", func() bool { return maps.Equal(l.lives(a, b), want) })
-			l.waitUp("web")
-			l.settle("web", 1)
-			if after := l.lives(a, b); !maps.Equal(after, want) {
-				t.Errorf("got %v, want %v", after, want)
-			}
+			l.comesBack(keep, func() { l.kill(l.nodes[l.id("a")]) }, func() { l.startNode("a") })
 		})
+		t.Run("cut off, "+string(keep), func(t *testing.T) { // its engine goes on, and nobody tells it or the manager that nothing gets through
+			t.Parallel()
+			l := emptyHosts(t, "a", "b")
+			l.flags = append(l.flags, "--lost-after", "2s")
+			l.startManager()
+			l.follow()
+			rules := func(change string) {
+				l.hosts["a"].Run("iptables", change, "INPUT", "-i", "eth0", "-j", "DROP")
+				l.hosts["a"].Run("iptables", change, "OUTPUT", "-o", "eth0", "-j", "DROP")
+			}
+			l.comesBack(keep, func() { rules("-A") }, func() { rules("-D") })
+		})
+	}
+}
+
+// comesBack deploys an instance on a node that goes away and comes back, and holds what is left to on_return.
+func (l *lab) comesBack(keep messages.OnReturn, goes, returns func()) {
+	l.t.Helper()
+	a, b := l.node("a"), l.node("b")
+	j := app("web", 1, nil)
+	j.OnReturn = keep
+	l.do(deployCommand(j))
+	original := l.lives(a, b)
+	if len(original) != 1 || len(l.lives(a)) != 1 {
+		l.t.Fatalf("want it on %s: %v", a, original)
+	}
+	began := time.Now()
+	goes()
+	l.instance("web", "runs on the other node", func(i messages.InstanceReport) bool {
+		return i.Node == b && i.Instance == "web.0.1" && i.State == messages.Running && i.Healthy
+	})
+	if took := time.Since(began); took < 2*time.Second {
+		l.t.Errorf("replaced after %s, want no sooner than lost_after", took)
+	}
+	both := l.lives(a, b)
+	if len(both) != 2 || both["web.0.0"] != original["web.0.0"] {
+		l.t.Fatalf("while the node is away its container is to go on: %v, before %v", both, original)
+	}
+	returns()
+	want := map[messages.InstanceID]string{"web.0.1": both["web.0.1"]}
+	if keep == messages.KeepOriginal {
+		want = original
+	}
+	l.eventually("one copy remains", func() bool { return maps.Equal(l.lives(a, b), want) })
+	l.waitUp("web")
+	l.settle("web", 1)
+	if after := l.lives(a, b); !maps.Equal(after, want) {
+		l.t.Errorf("got %v, want %v", after, want)
 	}
 }
 
