@@ -399,6 +399,15 @@ func TestDeleteDuringPull(t *testing.T) {
 	if _, there := l.job("web"); there {
 		t.Error("the job is there")
 	}
+	err := filepath.Walk(filepath.Join(l.dir, "a"), func(path string, _ os.FileInfo, err error) error {
+		if err == nil && strings.Contains(path, "web.") {
+			t.Errorf("the engine keeps %s", path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
 }
 
 func seenLast(seen []int64) int64 {

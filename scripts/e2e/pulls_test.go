@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -260,6 +261,15 @@ func TestBrokenPullGoesOn(t *testing.T) {
 		t.Error("no blob was asked for from its middle on")
 	}
 	t.Logf("resumed at %v", f.ranges)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !slices.ContainsFunc(l.history, func(s messages.JobStatus) bool {
+		return slices.ContainsFunc(s.Instances, func(i messages.InstanceReport) bool {
+			return i.State == messages.Pending && i.Code == messages.DriverFailed && strings.Contains(i.Reason, ref) && strings.Contains(i.Reason, "EOF")
+		})
+	}) {
+		t.Error("no status said why the first attempt failed")
+	}
 }
 
 // What cannot be pulled is said with its reason, in the status and in the Result, and leaves no container.
