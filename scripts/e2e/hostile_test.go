@@ -208,7 +208,7 @@ func TestHostileClients(t *testing.T) {
 			h.http()
 			h.registrations()
 			wg.Wait()
-		}}, {"10,000 half-open connections", h.halfOpen}, {"subscribers that never read", h.neverReads},
+		}}, {"the relay and the reflector", h.relayAndReflector}, {"10,000 half-open connections", h.halfOpen}, {"subscribers that never read", h.neverReads},
 		{"two clients that publish as fast as they can", h.flood},
 	} {
 		if p99 := trip(attack.name, attack.run); p99 > limit {

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"skerry.internal/messages"
+	"skerry.internal/netmanager/relay"
 )
 
 func publicKey(key ed25519.PrivateKey) string {
@@ -197,11 +199,7 @@ func (h *hostile) http() {
 		strings.Repeat("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 5000),
 	}
 	for range 50 {
-		noise := make([]byte, 4096)
-		for i := range noise {
-			noise[i] = byte(rand.Uint32())
-		}
-		texts = append(texts, string(noise))
+		texts = append(texts, string(noise(4096)))
 	}
 	each(texts, 8, func(text string) { h.say(h.lab.http, []byte(text)) })
 }
@@ -296,6 +294,36 @@ func (h *hostile) introduce(eio string, packets ...string) {
 }
 
 // polling says the same over Engine.IO's other transport.
+// relayAndReflector sends what is no greeting, no frame and no question to what is there for the nodes' tunnels.
+func (h *hostile) relayAndReflector() {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		conn, err := net.Dial("udp", h.lab.http) // the reflector has the port of the HTTP server
+		if err != nil {
+			h.t.Error(err)
+			return
+		}
+		defer conn.Close()
+		question := []byte{0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}
+		for range 50_000 {
+			b := slices.Clone(question[:rand.N(len(question)+1)])
+			switch rand.N(3) {
+			case 0: // cut, or whole
+			case 1:
+				b = append(b, noise(rand.N(1400))...)
+			case 2:
+				b = noise(rand.N(1400))
+			}
+			_, _ = conn.Write(b) // where nobody listens that is said by the next one
+		}
+	})
+	upgrade := []byte("GET " + relay.Path + " HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: " + relay.Protocol + "\r\n\r\n")
+	each(make([]struct{}, 1000), 16, func(struct{}) {
+		h.say(h.lab.http, upgrade, noise(rand.N(300)), noise(rand.N(2)*rand.N(70_000)))
+	})
+}
+
 func (h *hostile) polling(packets []string) {
 	// Not for long: who has not fetched the refusal of one packet waits for the next to be taken until its registration ends.
 	client := &http.Client{Timeout: 200 * time.Millisecond, Transport: &http.Transport{MaxIdleConnsPerHost: 16}}
