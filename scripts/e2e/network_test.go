@@ -153,6 +153,26 @@ func TestServiceByName(t *testing.T) {
 		}
 	}
 	l.published(web)
+
+	near := app("near", 2, nil)
+	near.Network.Policy = messages.Closest
+	l.do(deployCommand(near, l.id("a"), l.id("b")))
+	if got = l.ask("client", "http://near.skerry.internal:8080/", 6); got.Failed > 0 || len(got.Seen) != 1 || !strings.Contains(fmt.Sprint(got.Seen), string(l.id("a"))) {
+		t.Errorf("policy closest: got %v, want that of node a", got)
+	}
+	closed := app("closed", 1, nil)
+	closed.Network.Allow = []messages.JobName{"client"}
+	l.do(deployCommand(closed, l.id("b")))
+	l.serve("stranger", 2, l.id("a"), l.id("b"))
+	if got = l.ask("client", "http://closed.skerry.internal:8080/", 4); got.Failed > 0 {
+		t.Errorf("who is allowed: got %v", got)
+	}
+	for copy := range 2 { // on another node, and on the same
+		got, err := l.askOf("stranger", copy, url.Values{"url": {"http://closed.skerry.internal:8080/"}, "times": {"4"}})
+		if err != nil || got.Failed != 4 {
+			t.Errorf("copy %d of who is not: got %v, %v", copy, got, err)
+		}
+	}
 }
 
 // published asks each instance by the port that its node publishes, from the node itself and from another host.
