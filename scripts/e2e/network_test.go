@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -297,6 +298,7 @@ func TestStreamOverRestarts(t *testing.T) {
 		}
 	}
 	request()
+	silence := chatter(t, l.dialInside("client", "web.skerry.internal:8080"))
 	containers := l.containers(l.id("a"), l.id("b"))
 	for _, name := range []string{"a", "b"} {
 		l.kill(l.nodes[l.id(name)])
@@ -308,12 +310,53 @@ func TestStreamOverRestarts(t *testing.T) {
 	l.startManager()
 	l.networkNodeAgain("a", "b")
 	request()
+	silence()
 	if now := l.containers(l.id("a"), l.id("b")); fmt.Sprint(now) != fmt.Sprint(containers) {
 		t.Errorf("containers were %v, are %v", containers, now)
 	}
 	after := l.waitJob("web", "running", func(s messages.JobStatus) bool { return s.Healthy == 1 })
 	if after.Instances[0].Address != web.Instances[0].Address {
 		t.Errorf("the address was %s, is %s", web.Instances[0].Address, after.Instances[0].Address)
+	}
+}
+
+// chatter sends requests over a connection all the time, whether or not they are answered just then, and returns what ends it: all have to be
+// answered by then.
+func chatter(t *testing.T, conn net.Conn) (silence func()) {
+	t.Helper()
+	stop, said := make(chan struct{}), make(chan int, 1)
+	go func() {
+		sent := 0
+		defer func() { said <- sent }()
+		for {
+			if _, err := fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: web\r\n\r\n"); err != nil {
+				t.Errorf("after %d requests: %v", sent, err)
+				return
+			}
+			sent++
+			select {
+			case <-stop:
+				return
+			case <-time.After(5 * time.Millisecond):
+			}
+		}
+	}()
+	return func() {
+		t.Helper()
+		defer conn.Close()
+		close(stop)
+		sent, answers := <-said, bufio.NewReader(conn)
+		_ = conn.SetReadDeadline(time.Now().Add(soon))
+		for i := range sent {
+			resp, err := http.ReadResponse(answers, nil)
+			if err != nil {
+				t.Errorf("answer %d of %d: %v", i+1, sent, err)
+				return
+			}
+			_, _ = io.Copy(io.Discard, resp.Body)
+			_ = resp.Body.Close()
+		}
+		t.Logf("%d requests were sent and answered", sent)
 	}
 }
 
@@ -532,49 +575,4 @@ func TestNetworkAfterReboot(t *testing.T) {
 	// The program answers a moment before Docker says that its container runs.
 	l.eventually("both to run", func() bool { return len(l.containers(l.id("a"))) == 2 })
 	l.startManager() // so that the lab can end in good order
-}
-
-// A node whose host uses the network's range is no part of the network and says so, with a range that is free: what insists on the overlay goes elsewhere.
-// Once the range is free the node is part of it by itself.
-func TestRangeOfAVPN(t *testing.T) {
-	t.Parallel()
-	l := newHosts(t, "a", "b")
-	vpn := l.hosts["a"]
-	vpn.Run("ip", "link", "add", "wg0", "type", "bridge") // whose kind nobody looks at
-	vpn.Run("ip", "addr", "add", "10.161.0.1/16", "dev", "wg0")
-	vpn.Run("ip", "link", "set", "wg0", "up")
-	a, b := l.node("a"), l.networkNode("b")
-	said := func() bool {
-		s, _ := l.nodeStatus(a)
-		return s.Overlay != nil && s.Overlay.State == messages.OverlayOff && strings.Contains(s.Overlay.Reason, "wg0") && strings.Contains(s.Overlay.Reason, "is free")
-	}
-	l.eventually("the range to be said to be in use", said)
-	insists := func(name messages.JobName, replicas int) messages.Job {
-		j := app(name, replicas, nil)
-		j.Network.Mode = messages.Overlay
-		return j
-	}
-	if r := l.last(l.send(deployCommand(insists("refused", 1), a))); r.Phase != messages.Refused || !strings.Contains(r.Message, "wg0") {
-		t.Errorf("got %s %s %q, want it refused with the reason", r.Phase, r.Code, r.Message)
-	}
-	l.do(deployCommand(insists("web", 2)))
-	l.waitJob("web", "healthy", func(s messages.JobStatus) bool { return s.Healthy == 2 })
-	if now := l.containers(a, b); len(l.containers(a)) > 0 || len(now) != 2 {
-		t.Errorf("got %v, want both on b", now)
-	}
-	l.kill(l.nodes[a]) // one that has the network of its disk learns it anew
-	from := fileSize(l.nodes[a].log)
-	l.startNode("a")
-	l.logLine(l.nodes[a], from, "in session")
-	l.eventually("the range to be said to be in use once more", said)
-	vpn.Run("ip", "link", "del", "wg0")
-	l.eventually("the node to be part of the network by itself", func() bool {
-		s, _ := l.nodeStatus(a)
-		return s.Overlay.State == messages.OverlayUp && s.Overlay.Reason == ""
-	})
-	l.do(deployCommand(insists("late", 1), a))
-	l.waitJob("late", "healthy", func(s messages.JobStatus) bool { return s.Healthy == 1 })
-	if got := l.ask("late", "http://web.skerry.internal:8080/", 4); got.Failed > 0 || len(got.Seen) != 2 {
-		t.Errorf("by name: got %+v", got)
-	}
 }
