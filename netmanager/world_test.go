@@ -209,6 +209,19 @@ func openStream(t *testing.T, from *labtest.Container, to *labtest.Service) net.
 	return conn
 }
 
+// echo has a byte come back over a stream that openStream has opened.
+func echo(t *testing.T, conn net.Conn) {
+	t.Helper()
+	_ = conn.SetDeadline(time.Now().Add(soon))
+	got := make([]byte, 1)
+	if _, err := conn.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Read(got); err != nil || got[0] != 'x' {
+		t.Fatalf("the open stream: got %q %v", got, err)
+	}
+}
+
 func readName(conn net.Conn) (string, error) {
 	_ = conn.SetReadDeadline(time.Now().Add(soon))
 	var name string
