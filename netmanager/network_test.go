@@ -3,8 +3,10 @@
 package netmanager_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -33,6 +35,7 @@ func TestEveryKindOfAddress(t *testing.T) {
 	for _, c := range []*labtest.Container{near, far, sick} {
 		serveTCP(c, ":80")
 		serveUDP(c, ":80")
+		serveWhole(c, ":81")
 	}
 	for _, family := range []struct {
 		name                  string
@@ -79,8 +82,49 @@ func TestEveryKindOfAddress(t *testing.T) {
 				if out, err := client.Output("ping", "-c", "2", "-i", "0.1", "-W", "5", address.String()); err != nil {
 					t.Errorf("ping %s: %v\n%s", what, err, out)
 				}
+				halfClosed(t, client, netip.AddrPortFrom(address, 81))
 			}
 		})
+	}
+}
+
+// serveWhole lets a container send back what it is sent, once the client has closed its side.
+func serveWhole(c *labtest.Container, address string) {
+	l := c.Listen("tcp", address)
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				if all, err := io.ReadAll(conn); err == nil {
+					_, _ = conn.Write(all)
+				}
+			}()
+		}
+	}()
+}
+
+// halfClosed sends bytes to a service of serveWhole, closes its side, and reads all that comes back on the other one.
+func halfClosed(t *testing.T, from *labtest.Container, to netip.AddrPort) {
+	t.Helper()
+	conn, err := from.Dial(t.Context(), "tcp", to.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(soon))
+	sent := bytes.Repeat([]byte("0123456789abcdef!"), 30_000)
+	if _, err := conn.Write(sent); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(conn); err != nil || !bytes.Equal(got, sent) {
+		t.Errorf("half a connection to %s: got %d bytes of %d, %v", to, len(got), len(sent), err)
 	}
 }
 
