@@ -203,46 +203,6 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// 10,000 flows at once go round robin within two in a hundred, none to an unhealthy instance, and each stays where it is.
-func TestRoundRobinIsFair(t *testing.T) {
-	w := newWorld(t, 2)
-	client := w.nodes[0].Container()
-	var at []*labtest.Container
-	for i := range 4 {
-		c := w.nodes[i%2].Container()
-		serveUDP(c, ":7")
-		at = append(at, c)
-	}
-	web := w.Service("web", at...)
-	web.Instances[3].Healthy = false
-	w.Set()
-	seen := map[string]int{}
-	const flows = 10_000
-	conns, first := make([]net.Conn, flows), make([]string, flows)
-	for i := range conns {
-		conn, err := client.Dial(t.Context(), "udp", netip.AddrPortFrom(web.RoundRobin, 7).String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		conns[i], first[i] = conn, askUDP(t, conn, "x")
-		seen[first[i]]++
-	}
-	for i, conn := range conns {
-		if got := askUDP(t, conn, "y"); got != first[i] {
-			t.Fatalf("flow %d was with %s and is with %s", i, first[i], got)
-		}
-	}
-	for _, c := range at[:3] {
-		if got, want := float64(seen[c.ID]), float64(flows)/3; got < want*0.98 || got > want*1.02 {
-			t.Errorf("%s had %v flows, want %.0f within 2 %%", c.ID, got, want)
-		}
-	}
-	if n := seen[at[3].ID]; n > 0 {
-		t.Errorf("an unhealthy instance had %d flows", n)
-	}
-}
-
 // A TCP stream through a service address goes on over kill -9 and restart of either node, ten times, and nothing is left behind.
 func TestStreamSurvivesKills(t *testing.T) {
 	t.Run("without a manager", func(t *testing.T) { streamSurvivesKills(t, newWorld(t, 2)) })

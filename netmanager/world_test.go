@@ -142,6 +142,12 @@ func askUDP(t *testing.T, conn net.Conn, text string) string {
 	if _, err := conn.Write([]byte(text)); err != nil {
 		t.Fatal(err)
 	}
+	return hear(t, conn, text)
+}
+
+// hear returns who answers to what was asked.
+func hear(t *testing.T, conn net.Conn, text string) string {
+	t.Helper()
 	buf := make([]byte, 65536)
 	n, err := conn.Read(buf)
 	if err != nil {
