@@ -18,7 +18,8 @@ import (
 	"skerry.internal/netmanager/nettest"
 )
 
-// The closest of two instances on other hosts is the one that answers sooner over a real delay, by address and by name, and the other one once that is so.
+// The closest of two instances on other hosts is the one that answers sooner over a real delay, by address and by name, also the plain one
+// where that stands for the closest, and the other one once that is so.
 func TestClosestIsTheQuicker(t *testing.T) {
 	t.Parallel()
 	w := &world{Lab: labtest.New(t), t: t}
@@ -35,7 +36,8 @@ func TestClosestIsTheQuicker(t *testing.T) {
 	}
 	w.Set()
 	client, first, second := w.nodes[0].Container(), w.nodes[1].Container(), w.nodes[2].Container()
-	web := w.Service("web", first, second)
+	web, plain := w.Service("web", first, second), w.Service("plain", first, second)
+	plain.PlainClosest = true
 	w.Set()
 	serveTCP(first, ":80")
 	serveTCP(second, ":80")
@@ -60,6 +62,17 @@ func TestClosestIsTheQuicker(t *testing.T) {
 			for range 5 {
 				if got := who(t, client, address, 80); got != want.ID {
 					t.Errorf("%s: got %s, want %s", address, got, want.ID)
+				}
+			}
+		}
+		for _, family := range []string{"ip4", "ip6"} {
+			named, err := resolver.LookupNetIP(t.Context(), family, plain.FQDN())
+			if err != nil || len(named) != 1 {
+				t.Fatalf("a plain name for the closest: got %v, %v", named, err)
+			}
+			for range 3 {
+				if got := who(t, client, named[0], 80); got != want.ID {
+					t.Errorf("a plain name for the closest, %s: got %s, want %s", named[0], got, want.ID)
 				}
 			}
 		}

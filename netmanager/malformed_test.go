@@ -71,10 +71,11 @@ func TestMalformedPackets(t *testing.T) {
 
 // control is flows on which one request follows the answer of the other.
 type control struct {
-	count []atomic.Int64
-	stop  chan struct{}
-	once  sync.Once
-	wg    sync.WaitGroup
+	count   []atomic.Int64
+	longest []atomic.Int64 // nanoseconds that an answer took
+	stop    chan struct{}
+	once    sync.Once
+	wg      sync.WaitGroup
 }
 
 // controlFlows begins one flow by each protocol and family from a container through a service's address.
@@ -96,7 +97,7 @@ func controlFlows(t *testing.T, from *labtest.Container, to *labtest.Service) *c
 			conns = append(conns, conn)
 		}
 	}
-	c := &control{count: make([]atomic.Int64, len(conns)), stop: make(chan struct{})}
+	c := &control{count: make([]atomic.Int64, len(conns)), longest: make([]atomic.Int64, len(conns)), stop: make(chan struct{})}
 	for i, conn := range conns {
 		c.wg.Go(func() { c.run(t, i, conn) })
 	}
@@ -112,7 +113,7 @@ func (c *control) run(t *testing.T, i int, conn net.Conn) {
 			return
 		default:
 		}
-		text := fmt.Sprintf("request-%d", request)
+		text, began := fmt.Sprintf("request-%d", request), time.Now()
 		_ = conn.SetDeadline(time.Now().Add(soon))
 		_, err := conn.Write([]byte(text))
 		for got := ""; err == nil && !strings.HasSuffix(got, text); { // a stream's answer may come in pieces
@@ -124,8 +125,17 @@ func (c *control) run(t *testing.T, i int, conn net.Conn) {
 			t.Errorf("%s %s: request %d: %v", conn.RemoteAddr().Network(), conn.RemoteAddr(), request, err)
 			return
 		}
+		c.longest[i].Store(max(c.longest[i].Load(), int64(time.Since(began))))
 		c.count[i].Add(1)
 	}
+}
+
+// slowest returns how long the slowest answer took since the last call.
+func (c *control) slowest() (d time.Duration) {
+	for i := range c.longest {
+		d = max(d, time.Duration(c.longest[i].Swap(0)))
+	}
+	return d
 }
 
 // goOn waits until every flow has had another answer.

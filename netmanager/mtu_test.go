@@ -60,6 +60,10 @@ func TestPathMTU(t *testing.T) {
 				for _, size := range []int{1, 1100, c.path - 108, c.path - 100, c.path - 28, c.link - 108, 4000, 60_000} {
 					datagrams(t, way.client, way.to, size)
 				}
+				out, err := way.client.Output("ping", "-c", "3", "-i", "0.05", "-W", "10", "-s", fmt.Sprint(c.link+1000), way.to.String())
+				if err != nil || !strings.Contains(out, " 0% packet loss") {
+					t.Errorf("ping from %s to %s: %v\n%s", way.client.ID, way.to, err, out)
+				}
 				streamBothWays(t, way.client, way.to, 1<<20)
 			}
 		})

@@ -93,7 +93,8 @@ func TestTheHostStaysItself(t *testing.T) {
 			l.Service("client", client)
 			service := l.Service("web", web, server)
 			n.Ports = []link.Port{{HostPort: 8080, Protocol: link.TCP, Target: netip.AddrPortFrom(web.Address, 80)},
-				{HostPort: 8080, Protocol: link.TCP, Target: netip.AddrPortFrom(web.Address6, 80)}, {HostPort: 5353, Protocol: link.UDP, Target: netip.AddrPortFrom(web.Address, 53)}}
+				{HostPort: 8080, Protocol: link.TCP, Target: netip.AddrPortFrom(web.Address6, 80)}, {HostPort: 8080, Protocol: link.UDP, Target: netip.AddrPortFrom(web.Address, 80)},
+				{HostPort: 5353, Protocol: link.UDP, Target: netip.AddrPortFrom(web.Address, 53)}}
 			n.Guests = []netip.Prefix{netip.MustParsePrefix("10.160.3.0/32")}
 			key, err := tunnel.GenerateKey()
 			if err != nil {
@@ -101,16 +102,36 @@ func TestTheHostStaysItself(t *testing.T) {
 			}
 			n.Peer(tunnel.Peer{Key: key.Public(), Prefixes: n.Guests})
 			l.Set()
-			serveTCP(web, ":80")
-			serveTCP(server, ":80")
+			for _, port := range []string{":80", ":8080"} {
+				serveTCP(web, port)
+				serveTCP(server, port)
+				serveUDP(server, port)
+			}
 			works := func() {
 				t.Helper()
-				seen := map[string]bool{}
-				for range 4 {
-					seen[who(t, client, service.RoundRobin, 80)] = true
-				}
-				if !seen[web.ID] || !seen[server.ID] {
-					t.Errorf("got answers of %v, want both", seen)
+				for _, port := range []uint16{80, 8080} { // the node publishes the second one, which elsewhere is nothing to it
+					for _, robin := range []netip.Addr{service.RoundRobin, service.RoundRobin6} {
+						seen := map[string]bool{}
+						for range 4 {
+							seen[who(t, client, robin, port)] = true
+						}
+						if !seen[web.ID] || !seen[server.ID] {
+							t.Errorf("port %d of %s: got answers of %v, want both", port, robin, seen)
+						}
+					}
+					for _, address := range []netip.Addr{service.Instances[1].Service, service.Instances[1].Service6, server.Address, server.Address6} {
+						if got := who(t, client, address, port); got != server.ID {
+							t.Errorf("port %d of %s: got %s, want %s", port, address, got, server.ID)
+						}
+						conn, err := client.Dial(t.Context(), "udp", netip.AddrPortFrom(address, port).String())
+						if err != nil {
+							t.Fatal(err)
+						}
+						if got := askUDP(t, conn, "x"); got != server.ID {
+							t.Errorf("UDP port %d of %s: got %s, want %s", port, address, got, server.ID)
+						}
+						_ = conn.Close()
+					}
 				}
 			}
 			works()

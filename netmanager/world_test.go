@@ -142,6 +142,12 @@ func askUDP(t *testing.T, conn net.Conn, text string) string {
 	if _, err := conn.Write([]byte(text)); err != nil {
 		t.Fatal(err)
 	}
+	return hear(t, conn, text)
+}
+
+// hear returns who answers to what was asked.
+func hear(t *testing.T, conn net.Conn, text string) string {
+	t.Helper()
 	buf := make([]byte, 65536)
 	n, err := conn.Read(buf)
 	if err != nil {
@@ -207,6 +213,19 @@ func openStream(t *testing.T, from *labtest.Container, to *labtest.Service) net.
 		t.Fatal(err)
 	}
 	return conn
+}
+
+// echo has a byte come back over a stream that openStream has opened.
+func echo(t *testing.T, conn net.Conn) {
+	t.Helper()
+	_ = conn.SetDeadline(time.Now().Add(soon))
+	got := make([]byte, 1)
+	if _, err := conn.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Read(got); err != nil || got[0] != 'x' {
+		t.Fatalf("the open stream: got %q %v", got, err)
+	}
 }
 
 func readName(conn net.Conn) (string, error) {

@@ -257,7 +257,7 @@ func (l *Lab) address() (v4, v6 netip.Addr) {
 	l.next++
 	v4 = l.plan.Services().Addr()
 	b := v4.As4()
-	b[2], b[3] = byte(l.next>>8), byte(l.next)
+	b[1], b[2], b[3] = b[1]|byte(l.next>>16), byte(l.next>>8), byte(l.next)
 	v4 = netip.AddrFrom4(b)
 	return v4, l.plan.Map(v4)
 }

@@ -4,6 +4,7 @@ package link_test
 
 import (
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -112,5 +113,31 @@ func TestFlushedFirewall(t *testing.T) {
 	for range 2 {
 		s.set(s.config)
 		s.wants(s.client, "192.0.2.1:8080", "web to 192.0.2.2")
+	}
+}
+
+// TestSeveralDefaultRoutes sends egress by the interface that the kernel routes by, with that interface's address.
+func TestSeveralDefaultRoutes(t *testing.T) {
+	for _, c := range []struct{ family, place, container, server, far, byServer, byFar string }{
+		{"-4", "203.0.113.1/32", "10.160.0.3", "192.0.2.3", "198.51.100.2", "192.0.2.1", "198.51.100.1"},
+		{"-6", "2001:db8:2::1/128", "fd5c:ae11:9::3", "2001:db8::3", "2001:db8:1::2", "2001:db8::1", "2001:db8:1::1"},
+	} {
+		t.Run(c.family, func(t *testing.T) {
+			s := newSite(t, false)
+			far := s.far()
+			far.Address("lo", c.place)
+			s.server.Address("lo", c.place)
+			serve(t, s.server, ":8080")
+			s.set(s.config)
+			place := netip.AddrPortFrom(netip.MustParsePrefix(c.place).Addr(), 8080).String()
+			s.node.Run("ip", c.family, "route", "add", "default", "via", c.server, "metric", "100")
+			s.node.Run("ip", c.family, "route", "add", "default", "via", c.far, "metric", "200")
+			s.wants(s.other, place, "server to "+c.byServer)
+			s.node.Run("ip", c.family, "route", "add", "default", "via", c.far, "metric", "50")
+			s.wants(s.other, place, "far to "+c.byFar)
+			s.node.Run("ip", c.family, "rule", "add", "from", c.container, "lookup", "77", "pref", "6000")
+			s.node.Run("ip", c.family, "route", "add", "default", "via", c.server, "table", "77")
+			s.wants(s.other, place, "server to "+c.byServer)
+		})
 	}
 }

@@ -194,15 +194,17 @@ func testPublished(t *testing.T, s *site, with func(link.Config) link.Config) {
 	s.client.Route("fd5c:ae11:9::/48", "2001:db8::1")
 	s.refuses(s.client, "10.160.0.2:80")
 	s.refuses(s.client, "[fd5c:ae11:9::2]:80")
-	s.echo(s.client, "192.0.2.1:8080")
-	s.echo(s.other, "192.0.2.1:8080")
-	s.echo(s.node, "127.0.0.1:8080")
+	s.echo(s.web, ":80", s.client, "192.0.2.1:8080")
+	s.echo(s.web, ":80", s.other, "192.0.2.1:8080")
+	s.echo(s.web, ":80", s.node, "127.0.0.1:8080")
+	s.echo(s.server, ":8080", s.node, "192.0.2.3:8080")
+	s.echo(s.server, ":8080", s.other, "192.0.2.3:8080")
 }
 
-// echo sends a datagram to the published port and wants it back.
-func (s *site) echo(h *nettest.Host, address string) {
+// echo sends a datagram to an address, and wants it to come to who listens, and back.
+func (s *site) echo(at *nettest.Host, listen string, h *nettest.Host, address string) {
 	s.t.Helper()
-	server := s.web.ListenPacket("udp4", ":80")
+	server := at.ListenPacket("udp4", listen)
 	defer server.Close()
 	conn, err := h.Dial(s.t.Context(), "udp", address)
 	if err != nil {
@@ -300,24 +302,6 @@ func TestNoRouter(t *testing.T) {
 		s.wants(far, "198.51.100.1:8080", "web to 198.51.100.2")
 		s.wants(far, "[2001:db8:1::1]:8080", "web to 2001:db8:1::2")
 	})
-}
-
-// TestSeveralDefaultRoutes sends egress by the interface that the kernel routes by, with that interface's address.
-func TestSeveralDefaultRoutes(t *testing.T) {
-	s := newSite(t, false)
-	far := s.far()
-	far.Address("lo", "203.0.113.1/32")
-	s.server.Address("lo", "203.0.113.1/32")
-	serve(t, s.server, ":8080")
-	s.set(s.config)
-	s.node.Run("ip", "route", "add", "default", "via", "192.0.2.3", "metric", "100")
-	s.node.Run("ip", "route", "add", "default", "via", "198.51.100.2", "metric", "200")
-	s.wants(s.other, "203.0.113.1:8080", "server to 192.0.2.1")
-	s.node.Run("ip", "route", "add", "default", "via", "198.51.100.2", "metric", "50")
-	s.wants(s.other, "203.0.113.1:8080", "far to 198.51.100.1")
-	s.node.Run("ip", "rule", "add", "from", "10.160.0.3", "lookup", "77", "pref", "6000")
-	s.node.Run("ip", "route", "add", "default", "via", "192.0.2.3", "table", "77")
-	s.wants(s.other, "203.0.113.1:8080", "server to 192.0.2.1")
 }
 
 func TestSpoofed(t *testing.T) {
