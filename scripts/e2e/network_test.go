@@ -155,6 +155,20 @@ func TestServiceByName(t *testing.T) {
 	}
 	l.published(web)
 
+	// Who fails its check gets no request until it passes again.
+	sick := func(is string, healthy int) {
+		t.Helper()
+		l.ask("client", "http://0.web.skerry.internal:8080/sick?is="+is, 1)
+		l.waitJob("web", "as healthy as it is", func(s messages.JobStatus) bool { return s.Healthy == healthy })
+		l.eventually("the services to follow", func() bool { return len(l.ask("client", "http://web.skerry.internal:8080/", 4).Seen) == healthy })
+		got := l.ask("client", "http://web.skerry.internal:8080/", 20)
+		if who := fmt.Sprint(got.Seen); got.Failed > 0 || len(got.Seen) != healthy || strings.Contains(who, "web.0.0") != (is == "") {
+			t.Errorf("with %d that are healthy: got %v", healthy, got)
+		}
+	}
+	sick("yes", 1)
+	sick("", 2)
+
 	near := app("near", 2, nil)
 	near.Network.Policy = messages.Closest
 	l.do(deployCommand(near, l.id("a"), l.id("b")))

@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -35,11 +36,14 @@ func main() {
 	http.HandleFunc("GET /", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintf(w, "%s %s %s\n", os.Getenv("SKERRY_INSTANCE"), os.Getenv("SKERRY_NODE"), os.Getenv("MODE"))
 	})
+	var sick atomic.Bool
+	sick.Store(os.Getenv("SICK") != "")
 	http.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		if os.Getenv("SICK") != "" {
+		if sick.Load() {
 			http.Error(w, "sick", http.StatusServiceUnavailable)
 		}
 	})
+	http.HandleFunc("GET /sick", func(_ http.ResponseWriter, r *http.Request) { sick.Store(r.URL.Query().Get("is") != "") })
 	http.HandleFunc("GET /get", get)
 	http.HandleFunc("GET /read", func(w http.ResponseWriter, r *http.Request) { // what the container sees at a path
 		f, err := os.Open(r.URL.Query().Get("path"))
