@@ -40,6 +40,7 @@ type lab struct {
 	mqtt    string
 	flags   []string
 	other   map[string]string // programs that run from elsewhere, under an emulator
+	by      []string          // a command that the engines are started by, which becomes theirs
 	manager *process
 	nodes   map[messages.NodeID]*process
 	hosts   map[string]*nettest.Host // by the name of what runs there; elsewhere it runs on this machine
@@ -166,6 +167,9 @@ func program(name string) string {
 func (l *lab) command(name string, args ...string) *exec.Cmd {
 	if path := l.other[name]; path != "" {
 		return exec.Command(emulator, append([]string{path}, args...)...)
+	}
+	if by := l.by; name == "node-engine" && len(by) > 0 {
+		return exec.Command(by[0], append(append(by[1:len(by):len(by)], program(name)), args...)...)
 	}
 	return exec.Command(program(name), args...)
 }
