@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"log/slog"
 	"math"
 	"slices"
 	"strconv"
@@ -79,8 +80,8 @@ type cleaner struct {
 	turn    sync.Mutex // one at a time: two would free twice as much
 }
 
-func newCleaner(reserve Reserve, file string) *cleaner {
-	return &cleaner{reserve: reserve, shelf: openShelf(file), disk: diskOf, idle: idleFor}
+func newCleaner(reserve Reserve, file string, log *slog.Logger) *cleaner {
+	return &cleaner{reserve: reserve, shelf: openShelf(file, log), disk: diskOf, idle: idleFor}
 }
 
 // diskOf returns the bytes of the disk that dir is on.

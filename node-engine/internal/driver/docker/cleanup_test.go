@@ -1,12 +1,16 @@
 package docker
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -164,10 +168,10 @@ func TestImagesThatStay(t *testing.T) {
 	w.want(t, "used a moment ago", "fresh")
 }
 
-// The file of what was pulled is written when that changes, and not for every use; one that is damaged counts as none.
+// The file of what was pulled is written when that changes, and not for every use; one that is damaged counts as none, and is put aside.
 func TestShelf(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "node", "images.json")
-	s := openShelf(file)
+	s := openShelf(file, quiet)
 	now := time.Now().Round(0)
 	if err := s.add("a", "sha256:1", now); err != nil {
 		t.Fatal(err)
@@ -182,21 +186,38 @@ func TestShelf(t *testing.T) {
 		t.Errorf("written for a use a minute later: %s", after)
 	}
 	s.used("a", now.Add(2*time.Hour))
-	again := openShelf(file).all()
+	again := openShelf(file, quiet).all()
 	if len(again) != 1 || !again["a"].Used.Equal(now.Add(2*time.Hour)) || again["a"].ID != "sha256:1" {
 		t.Errorf("got %v", again)
 	}
 	s.forget("a")
-	if left := openShelf(file).all(); len(left) != 0 {
+	if left := openShelf(file, quiet).all(); len(left) != 0 {
 		t.Errorf("got %v", left)
 	}
-	if err := os.WriteFile(file, []byte(`{"a":5}`), 0o600); err != nil {
+	damaged := map[string]func() error{
+		"another shape": func() error { return os.WriteFile(file, []byte(`{"a":5}`), 0o600) },
+		"too long":      func() error { return os.WriteFile(file, bytes.Repeat([]byte(" "), maxShelfFile+1), 0o600) },
+		"a pipe":        func() error { return errors.Join(os.Remove(file), syscall.Mkfifo(file, 0o600)) },
+	}
+	for what, make := range damaged {
+		if err := s.add("a", "sha256:1", now); err != nil {
+			t.Fatal(err)
+		}
+		if err := make(); err != nil {
+			t.Fatal(err)
+		}
+		var log strings.Builder
+		left := openShelf(file, slog.New(slog.NewTextHandler(&log, nil))).all()
+		_, err := os.Lstat(file + ".damaged")
+		if _, still := os.Lstat(file); len(left) != 0 || err != nil || still == nil || !strings.Contains(log.String(), "put aside") {
+			t.Errorf("%s: %d images, put aside: %v, in its place: %v, said: %q", what, len(left), err, still, log.String())
+		}
+		s = openShelf(file, quiet)
+	}
+	if err := s.add("a", "sha256:1", now); err != nil {
 		t.Fatal(err)
 	}
-	if left := openShelf(file).all(); len(left) != 0 {
-		t.Errorf("of a damaged file: %v", left)
-	}
-	if err := openShelf(filepath.Join(file, "x")).add("a", "b", now); err == nil {
+	if err := openShelf(filepath.Join(file, "x"), quiet).add("a", "b", now); err == nil {
 		t.Error("noted in a file that cannot be written")
 	}
 }

@@ -149,7 +149,7 @@ func New(cfg Config, log *slog.Logger) (*Driver, error) {
 		return nil, err
 	}
 	d := &Driver{cfg: cfg, log: log.With("driver", "docker"), boxes: newBoxes(cfg.Warm), ownInit: map[string]bool{},
-		cleaner: newCleaner(cfg.Reserve, cfg.Pulled), limits: defaultLimits()}
+		cleaner: newCleaner(cfg.Reserve, cfg.Pulled, log), limits: defaultLimits()}
 	cli, err := d.newClient()
 	if err != nil {
 		return nil, fmt.Errorf("docker host %s: %w", cfg.Host, err)

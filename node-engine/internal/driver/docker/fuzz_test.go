@@ -1,6 +1,8 @@
 package docker
 
 import (
+	"bytes"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -8,7 +10,11 @@ import (
 	"time"
 
 	"github.com/docker/docker/api/types/registry"
+
+	"skerry.internal/messages"
 )
+
+var quiet = slog.New(slog.DiscardHandler)
 
 // FuzzShelf holds for a file of any content: what it says can be used, and what is noted on top of it is found again.
 func FuzzShelf(f *testing.F) {
@@ -21,20 +27,20 @@ func FuzzShelf(f *testing.F) {
 			t.Fatal(err)
 		}
 		now := time.Unix(1_000_000, 0)
-		s := openShelf(file)
+		s := openShelf(file, quiet)
 		for ref := range s.all() {
 			s.used(ref, now)
 		}
 		if err := s.add("new:1", "sha256:x", now); err != nil {
 			t.Fatal(err)
 		}
-		if again := openShelf(file).all(); again["new:1"].ID != "sha256:x" || len(again) != len(s.all()) {
+		if again := openShelf(file, quiet).all(); again["new:1"].ID != "sha256:x" || len(again) != len(s.all()) {
 			t.Fatalf("%d images were noted, %d are found", len(s.all()), len(again))
 		}
 		for ref := range s.all() {
 			s.forget(ref)
 		}
-		if left := openShelf(file).all(); len(left) > 0 {
+		if left := openShelf(file, quiet).all(); len(left) > 0 {
 			t.Fatalf("%v are left", left)
 		}
 	})
@@ -70,5 +76,24 @@ func FuzzCredentials(f *testing.F) {
 		if c, err := registry.DecodeAuthConfig(auth); err != nil || registryOf(c.ServerAddress) != domain || !strings.Contains(string(raw), ":") {
 			t.Fatalf("%q: %+v, %v", auth, c, err)
 		}
+	})
+}
+
+// FuzzTally holds for a report of a pull with any content: what is told of its progress is such as a status may say.
+func FuzzTally(f *testing.F) {
+	for _, s := range []string{"", "{}", "null", `{"id":"a","status":"Downloading","progressDetail":{"current":1,"total":2}}{"id":"a","status":"Download complete"}`,
+		`{"id":"a","status":"Downloading","progressDetail":{"current":-5,"total":-10}}`, `{"id":"a","status":"Downloading","progressDetail":{"current":9223372036854775807,"total":1}}`,
+		`{"id":"a","status":"Pull complete"}{"id":"a","status":"Downloading"}`, `{"error":"no"}`, `{"id":7}`} {
+		f.Add([]byte(s + `{"id":"b","status":"Downloading","progressDetail":{"current":9223372036854775807,"total":9223372036854775807}}`))
+	}
+	f.Fuzz(func(t *testing.T, report []byte) {
+		told := tally{layers: map[string]layer{}, progress: func(p messages.Progress) {
+			s := messages.InstanceStatus{Instance: "web.0.0", Job: "web", State: messages.Preparing, Progress: &p}
+			if err := s.Validate(); err != nil || p.DoneBytes > p.TotalBytes {
+				t.Errorf("%d of %d bytes: %v", p.DoneBytes, p.TotalBytes, err)
+			}
+		}}
+		_ = told.follow(bytes.NewReader(report)) // any text may be the error
+		told.tell(true)
 	})
 }

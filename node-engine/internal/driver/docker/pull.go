@@ -155,6 +155,11 @@ func (t *tally) follow(stream io.Reader) error {
 	}
 }
 
+// maxLayer is above what a layer can have, in bytes; the sum of maxLayers of them is a number still.
+const maxLayer = 1 << 50
+
+func within(bytes int64) int64 { return min(max(bytes, 0), maxLayer) }
+
 // maxLayers is above what an image can have (127); it bounds what a strange report can make us hold.
 const maxLayers = 1024
 
@@ -166,7 +171,8 @@ func (t *tally) add(m pullMessage) error {
 	old := l
 	switch m.Status {
 	case "Downloading":
-		l = layer{done: m.Progress.Current, total: max(m.Progress.Total, m.Progress.Current)}
+		done := within(m.Progress.Current)
+		l = layer{done: done, total: max(within(m.Progress.Total), done)}
 	case "Download complete", "Pull complete":
 		l.done = l.total
 	default:

@@ -2,7 +2,10 @@ package docker
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -21,10 +24,12 @@ const (
 	usedStep = time.Hour
 	// maxShelf bounds how many images are noted; those beyond are never removed.
 	maxShelf = 10_000
+	// maxShelfFile bounds what is read of the file: so many images with long names.
+	maxShelfFile = 8 << 20
 )
 
-// shelf remembers which images this driver has brought, in a file. What is lost with the file is never removed; so a damaged one counts as
-// none.
+// shelf remembers which images this driver has brought, in a file. What is lost with the file is never removed; a damaged one counts as none, and
+// is put aside.
 type shelf struct {
 	file string // "": in memory only
 
@@ -33,15 +38,49 @@ type shelf struct {
 	noted  map[string]time.Time // Used as it is in the file
 }
 
-func openShelf(file string) *shelf {
+func openShelf(file string, log *slog.Logger) *shelf {
 	s := &shelf{file: file, images: map[string]pulled{}, noted: map[string]time.Time{}}
-	if body, err := os.ReadFile(file); err == nil && (json.Unmarshal(body, &s.images) != nil || s.images == nil) { // nil: the file says null
+	if file == "" {
+		return s
+	}
+	err := s.load()
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		aside := file + ".damaged"
+		log.Warn("damaged file put aside: the images that it names are not removed where nobody uses them", "file", aside, "err", err)
+		if err := os.Rename(file, aside); err != nil {
+			log.Warn("damaged file stays in its place", "file", file, "err", err)
+		}
+	}
+	if err != nil || s.images == nil { // nil: the file says null
 		s.images = map[string]pulled{}
 	}
 	for ref, p := range s.images {
 		s.noted[ref] = p.Used
 	}
 	return s
+}
+
+func (s *shelf) load() error {
+	info, err := os.Lstat(s.file)
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() { // a pipe would block whoever opens it
+		return errors.New("not a regular file")
+	}
+	f, err := os.Open(s.file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	body, err := io.ReadAll(io.LimitReader(f, maxShelfFile+1))
+	if err != nil {
+		return err
+	}
+	if len(body) > maxShelfFile {
+		return fmt.Errorf("over %d bytes", maxShelfFile)
+	}
+	return json.Unmarshal(body, &s.images)
 }
 
 func (s *shelf) all() map[string]pulled {
@@ -94,10 +133,7 @@ func (s *shelf) saveLocked() error {
 		err = os.MkdirAll(filepath.Dir(s.file), 0o700)
 	}
 	if err == nil {
-		err = os.WriteFile(s.file+".new", body, 0o600)
-	}
-	if err == nil {
-		err = os.Rename(s.file+".new", s.file)
+		err = writeWhole(s.file, body)
 	}
 	if err != nil {
 		return fmt.Errorf("note images in %s: %w", s.file, err)
@@ -106,4 +142,20 @@ func (s *shelf) saveLocked() error {
 		s.noted[ref] = p.Used
 	}
 	return nil
+}
+
+// writeWhole puts a file in its place so that after a power cut it has the old or the new content.
+func writeWhole(file string, body []byte) error {
+	f, err := os.OpenFile(file+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(body)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(file+".new", file)
 }
