@@ -3,6 +3,8 @@ package store_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"hash/crc32"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -348,17 +350,38 @@ func stamps(t *testing.T, dir string) map[string]int64 {
 
 // FuzzLoad feeds files of any content: a record is read whole or put aside, and nothing panics.
 func FuzzLoad(f *testing.F) {
-	f.Add([]byte(`{"assignment":{"instance":"web.0.0"}}` + "\ncrc32c 00000000\n"))
-	f.Add([]byte("\ncrc32c 00000000\n"))
-	f.Fuzz(func(t *testing.T, content []byte) {
+	f.Add([]byte(`{"assignment":{"instance":"web.0.0"}}`+"\ncrc32c 00000000\n"), false)
+	f.Add([]byte("\ncrc32c 00000000\n"), false)
+	for _, body := range []string{`{"assignment":{"instance":"web.0.0"}}`, `{"assignment":{"instance":"other.0.0","rev":1}}`, `{"assignment":{"instance":"web.0.0","rev":3,"epoch":1,"run":true,"spec":{"image":"x"}},"attempt":-1}`, "null", "{}", "7"} {
+		f.Add([]byte(body), true)
+	}
+	f.Add(messages.Encode(record("web.0.0", 1)), true)
+	f.Fuzz(func(t *testing.T, content []byte, sealed bool) {
+		if sealed {
+			content = fmt.Appendf(nil, "%s\ncrc32c %08x\n", content, crc32.Checksum(content, crc32.MakeTable(crc32.Castagnoli)))
+		}
 		dir := t.TempDir()
 		s, _ := open(t, dir)
-		if err := os.WriteFile(filepath.Join(dir, "instances", "web.0.0"), content, 0o600); err != nil {
-			t.Fatal(err)
+		for _, name := range []string{"instances/web.0.0", "values/overlay-config"} {
+			if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+				t.Fatal(err)
+			}
 		}
 		got, damaged, err := s.Load()
 		if err != nil || len(got)+len(damaged) != 1 {
 			t.Errorf("got %d records, %d damaged, err %v", len(got), len(damaged), err)
+		}
+		for _, r := range got {
+			if err := s.Save(r); err != nil {
+				t.Errorf("what was read cannot be written: %v", err)
+			}
+			if again, _, err := s.Load(); err != nil || len(again) != 1 || string(messages.Encode(again[0])) != string(messages.Encode(r)) {
+				t.Errorf("read again: %+v, %v, want %+v", again, err, r)
+			}
+		}
+		var config messages.NetworkConfig
+		if _, err := s.Get("overlay-config", &config); err != nil {
+			t.Error(err)
 		}
 	})
 }
