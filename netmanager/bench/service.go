@@ -30,7 +30,7 @@ func measureService(ctx context.Context, rounds int) (*perPacket, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	binary := filepath.Join(dir, "service.test")
 	if out, err := exec.CommandContext(ctx, "go", "test", "-c", "-o", binary, folder).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("go test -c %s: %w: %s", folder, err, out)
