@@ -138,9 +138,10 @@ func emptyLab(t *testing.T, flags ...string) *lab {
 	if _, err := programs(); err != nil {
 		t.Fatal(err)
 	}
-	// An address of its own: of 127.0.0.1, a connection of another test may have the manager's port while the manager is down.
-	at := fmt.Sprintf("127.%d.%d.1:0", 64+rand.IntN(64), rand.IntN(256))
-	l := &lab{t: t, dir: t.TempDir(), prefix: fmt.Sprintf("e%07x-", rand.Uint32()>>4), http: at, mqtt: at,
+	// An address of its own, and no port that Docker or the kernel gives to others: while the manager is down somebody may have its port, a connection of
+	// another test that of 127.0.0.1, a published port that of any address.
+	at := fmt.Sprintf("127.%d.%d.1", 64+rand.IntN(64), rand.IntN(256))
+	l := &lab{t: t, dir: t.TempDir(), prefix: fmt.Sprintf("e%07x-", rand.Uint32()>>4), http: at + ":20100", mqtt: at + ":20883",
 		flags: flags, nodes: map[messages.NodeID]*process{}}
 	t.Cleanup(l.cleanUp)
 	return l
@@ -181,9 +182,10 @@ func (l *lab) cleanUp() {
 	}
 	l.end(l.manager)
 	for id := range l.nodes {
-		if ids := strings.Fields(l.docker("ps", "-aq", "--filter", "label=skerry.node="+string(id))); len(ids) > 0 {
-			l.docker(append([]string{"rm", "-f", "-v"}, ids...)...)
-		}
+		l.eventually("the containers of "+string(id)+" to be removed", func() bool { // one may be on its way: its engine was killed a moment ago
+			ids := strings.Fields(l.docker("ps", "-aq", "--filter", "label=skerry.node="+string(id)))
+			return len(ids) == 0 || exec.Command("docker", append([]string{"rm", "-f", "-v"}, ids...)...).Run() == nil
+		})
 	}
 	if l.t.Failed() {
 		l.showLogs()
