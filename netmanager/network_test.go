@@ -90,21 +90,11 @@ func TestEveryKindOfAddress(t *testing.T) {
 
 // serveWhole lets a container send back what it is sent, once the client has closed its side.
 func serveWhole(c *labtest.Container, address string) {
-	l := c.Listen("tcp", address)
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				if all, err := io.ReadAll(conn); err == nil {
-					_, _ = conn.Write(all)
-				}
-			}()
+	serveEach(c, address, func(conn net.Conn) {
+		if all, err := io.ReadAll(conn); err == nil {
+			_, _ = conn.Write(all)
 		}
-	}()
+	})
 }
 
 // halfClosed sends bytes to a service of serveWhole, closes its side, and reads all that comes back on the other one.

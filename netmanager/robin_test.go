@@ -131,24 +131,14 @@ func askAll(t *testing.T, conns []net.Conn, text string) (names []string) {
 
 // answerStreams is serveUDP for streams.
 func answerStreams(c *labtest.Container, address string) {
-	l := c.Listen("tcp", address)
-	go func() {
+	serveEach(c, address, func(conn net.Conn) {
+		buf := make([]byte, 100)
 		for {
-			conn, err := l.Accept()
+			n, err := conn.Read(buf)
 			if err != nil {
 				return
 			}
-			go func() {
-				defer conn.Close()
-				buf := make([]byte, 100)
-				for {
-					n, err := conn.Read(buf)
-					if err != nil {
-						return
-					}
-					_, _ = fmt.Fprintf(conn, "%s %s %s", c.ID, conn.RemoteAddr(), buf[:n])
-				}
-			}()
+			_, _ = fmt.Fprintf(conn, "%s %s %s", c.ID, conn.RemoteAddr(), buf[:n])
 		}
-	}()
+	})
 }

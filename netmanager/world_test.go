@@ -102,8 +102,8 @@ func (w *world) serveManager(host *nettest.Host) {
 
 func underlay(i int) string { return fmt.Sprintf("198.51.100.%d", i+1) }
 
-// serveTCP lets a container say its name to who connects, and then echo.
-func serveTCP(c *labtest.Container, address string) {
+// serveEach lets a container do something with each connection that it gets, which is closed afterwards.
+func serveEach(c *labtest.Container, address string, do func(net.Conn)) {
 	l := c.Listen("tcp", address)
 	go func() {
 		for {
@@ -113,11 +113,18 @@ func serveTCP(c *labtest.Container, address string) {
 			}
 			go func() {
 				defer conn.Close()
-				fmt.Fprintln(conn, c.ID)
-				_, _ = io.Copy(conn, conn)
+				do(conn)
 			}()
 		}
 	}()
+}
+
+// serveTCP lets a container say its name to who connects, and then echo.
+func serveTCP(c *labtest.Container, address string) {
+	serveEach(c, address, func(conn net.Conn) {
+		fmt.Fprintln(conn, c.ID)
+		_, _ = io.Copy(conn, conn)
+	})
 }
 
 // serveUDP lets a container answer every datagram with its name and the address that it came from.
