@@ -356,9 +356,9 @@ func FuzzLoad(f *testing.F) {
 		f.Add([]byte(body), true)
 	}
 	f.Add(messages.Encode(record("web.0.0", 1)), true)
-	f.Fuzz(func(t *testing.T, content []byte, sealed bool) {
-		if sealed {
-			content = fmt.Appendf(nil, "%s\ncrc32c %08x\n", content, crc32.Checksum(content, crc32.MakeTable(crc32.Castagnoli)))
+	f.Fuzz(func(t *testing.T, content []byte, whole bool) {
+		if whole {
+			content = sealed(content)
 		}
 		dir := t.TempDir()
 		s, _ := open(t, dir)
@@ -384,6 +384,11 @@ func FuzzLoad(f *testing.F) {
 			t.Error(err)
 		}
 	})
+}
+
+// sealed is content as a file of the store.
+func sealed(content []byte) []byte {
+	return fmt.Appendf(nil, "%s\ncrc32c %08x\n", content, crc32.Checksum(content, crc32.MakeTable(crc32.Castagnoli)))
 }
 
 func BenchmarkSave(b *testing.B) {
