@@ -310,12 +310,23 @@ func (d *Driver) containerName(id messages.InstanceID) string {
 
 // inspect returns the container of an instance; ErrNotFound where there is none, or none of ours.
 func (d *Driver) inspect(ctx context.Context, cli *client.Client, id messages.InstanceID) (container.InspectResponse, error) {
-	c, err := cli.ContainerInspect(ctx, d.containerName(id))
+	c, err := complete(cli.ContainerInspect(ctx, d.containerName(id)))
 	if cerrdefs.IsNotFound(err) || (err == nil && !d.owns(c, id)) {
 		return c, fmt.Errorf("instance %s: %w", id, driver.ErrNotFound)
 	}
 	return c, failure("inspect "+string(id), err)
 }
+
+// complete refuses Docker's answer about a container where it lacks a part that we rely on, or names things at a length that no status has.
+func complete(c container.InspectResponse, err error) (container.InspectResponse, error) {
+	if err == nil && (c.ContainerJSONBase == nil || c.State == nil || c.HostConfig == nil || c.Config == nil || len(c.ID) > maxID || len(c.Image) > maxID) {
+		err = errors.New("Docker's answer is not that of a container")
+	}
+	return c, err
+}
+
+// maxID is above what Docker's names for containers and images have, in bytes: 64 and 71.
+const maxID = 256
 
 func (d *Driver) owns(c container.InspectResponse, id messages.InstanceID) bool {
 	return c.ContainerJSONBase != nil && c.State != nil && c.Config != nil &&

@@ -98,7 +98,7 @@ func (d *Driver) leave(ctx context.Context, cli *client.Client, id messages.Inst
 
 // removeSandbox removes a sandbox and nothing else: what a container names as its network may be anything.
 func (d *Driver) removeSandbox(ctx context.Context, cli *client.Client, id string) error {
-	c, err := cli.ContainerInspect(ctx, id)
+	c, err := complete(cli.ContainerInspect(ctx, id))
 	switch {
 	case cerrdefs.IsNotFound(err):
 		return nil
@@ -120,7 +120,7 @@ func endSandbox(ctx context.Context, cli *client.Client, c container.InspectResp
 
 // rejoin makes the sandbox of a container that does not run ready for its next start. errNoSandbox says that it cannot be had again.
 func (d *Driver) rejoin(ctx context.Context, cli *client.Client, spec driver.Spec, c container.InspectResponse) (joined, error) {
-	box, err := cli.ContainerInspect(ctx, sandboxOf(c))
+	box, err := complete(cli.ContainerInspect(ctx, sandboxOf(c)))
 	switch {
 	case cerrdefs.IsNotFound(err) || (err == nil && !d.isSandbox(box)):
 		return joined{}, errNoSandbox

@@ -128,7 +128,7 @@ func (d *Driver) takeOver(ctx context.Context, cli *client.Client, found contain
 	if err != nil {
 		return err
 	}
-	c, err := cli.ContainerInspect(ctx, found.ID)
+	c, err := complete(cli.ContainerInspect(ctx, found.ID))
 	if cerrdefs.IsNotFound(err) {
 		return nil
 	}

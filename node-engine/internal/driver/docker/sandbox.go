@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -139,7 +140,7 @@ func (d *Driver) startSandbox(ctx context.Context, cli *client.Client, id string
 	if err := cli.ContainerStart(ctx, id, container.StartOptions{}); err != nil {
 		return sandbox{}, failure("start sandbox", err)
 	}
-	c, err := cli.ContainerInspect(ctx, id)
+	c, err := complete(cli.ContainerInspect(ctx, id))
 	if err != nil {
 		return sandbox{}, failure("inspect sandbox", err)
 	}
@@ -222,10 +223,10 @@ func portsLabel(ports []messages.Port) string { return string(messages.Encode(po
 
 func portsOf(c container.InspectResponse) []messages.Port {
 	var ports []messages.Port
-	if err := json.Unmarshal([]byte(c.Config.Labels[LabelPorts]), &ports); err != nil {
+	if err := json.Unmarshal([]byte(c.Config.Labels[LabelPorts]), &ports); err != nil || len(ports) > maxPorts {
 		return nil // made by hand, or without any
 	}
-	return ports
+	return slices.DeleteFunc(ports, func(p messages.Port) bool { return !can(p) })
 }
 
 // adopt returns the sandbox of a container and what it is attached as, attached again where this process has not done it yet.
@@ -236,7 +237,7 @@ func (d *Driver) adopt(ctx context.Context, cli *client.Client, c container.Insp
 	if j, ok := d.boxes.of(id); ok && j.id == want && j.alive() {
 		return j, d.inside(c, j.sandbox)
 	}
-	box, err := cli.ContainerInspect(ctx, want)
+	box, err := complete(cli.ContainerInspect(ctx, want))
 	if cerrdefs.IsNotFound(err) {
 		return joined{}, errNoSandbox
 	}

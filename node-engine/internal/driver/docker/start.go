@@ -138,7 +138,7 @@ func (d *Driver) run(ctx context.Context, cli *client.Client, spec driver.Spec, 
 	if err := cli.ContainerStart(settled, id, container.StartOptions{}); err != nil {
 		return driver.Workload{}, d.startFailure(ctx, spec, "start", err)
 	}
-	c, err := cli.ContainerInspect(settled, id)
+	c, err := complete(cli.ContainerInspect(settled, id))
 	if err != nil {
 		return driver.Workload{Running: true}, failure("inspect "+string(spec.Instance), err)
 	}
@@ -152,7 +152,7 @@ func (d *Driver) run(ctx context.Context, cli *client.Client, spec driver.Spec, 
 // takeUp deals with the container that has the instance's name already: it is left alone where it runs, started where it does not,
 // and removed where it is of another spec. done is false where the way is free for a new one.
 func (d *Driver) takeUp(ctx context.Context, cli *client.Client, spec driver.Spec, p plan) (driver.Workload, bool, error) {
-	c, err := cli.ContainerInspect(ctx, p.name)
+	c, err := complete(cli.ContainerInspect(ctx, p.name))
 	switch {
 	case cerrdefs.IsNotFound(err):
 		return driver.Workload{}, false, nil

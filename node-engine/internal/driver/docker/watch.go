@@ -133,7 +133,7 @@ func (d *Driver) report(ctx context.Context, cli *client.Client, e events.Messag
 			return nil
 		}
 	}
-	c, err := cli.ContainerInspect(ctx, id)
+	c, err := complete(cli.ContainerInspect(ctx, id))
 	var w driver.Workload
 	switch {
 	case cerrdefs.IsNotFound(err):

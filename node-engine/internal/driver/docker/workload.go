@@ -36,7 +36,7 @@ func (d *Driver) List(ctx context.Context) ([]driver.Workload, error) {
 	found = slices.DeleteFunc(found, func(c container.Summary) bool { return c.Labels[LabelRole] == roleSandbox })
 	all, looked, ends := make([]driver.Workload, len(found)), make([]container.InspectResponse, len(found)), make([]*driver.Exit, len(found))
 	err = parallel(len(found), func(i int) error {
-		c, err := cli.ContainerInspect(ctx, found[i].ID)
+		c, err := complete(cli.ContainerInspect(ctx, found[i].ID))
 		if cerrdefs.IsNotFound(err) { // gone since it was listed
 			return nil
 		}
@@ -236,7 +236,7 @@ func address(n *container.NetworkSettings) netip.Addr {
 		}
 		for _, s := range []string{e.IPAddress, e.GlobalIPv6Address} {
 			if a, err := netip.ParseAddr(s); err == nil {
-				all = append(all, a)
+				all = append(all, a.WithZone(""))
 			}
 		}
 	}
@@ -246,7 +246,17 @@ func address(n *container.NetworkSettings) netip.Addr {
 	return slices.MinFunc(all, netip.Addr.Compare) // IPv4 first
 }
 
-// published returns the ports as Docker has published them. Docker may choose one host port for IPv4 and another for IPv6: IPv4's counts.
+// maxPorts is the most that a job can ask for.
+const maxPorts = 256
+
+// can reports whether a port is one that a status may name.
+func can(p messages.Port) bool {
+	s := messages.InstanceStatus{Instance: "a.0.0", Job: "a", State: messages.Running, Ports: []messages.Port{p}}
+	return s.Validate() == nil
+}
+
+// published returns the ports as Docker has published them, without those that no job can ask for. Docker may choose one host port for IPv4 and
+// another for IPv6: IPv4's counts.
 func published(m nat.PortMap) []messages.Port {
 	var ports []messages.Port
 	for port, bindings := range m {
@@ -257,6 +267,9 @@ func published(m nat.PortMap) []messages.Port {
 				continue
 			}
 			p := messages.Port{Host: host, Container: port.Int(), Protocol: port.Proto()}
+			if !can(p) {
+				continue
+			}
 			if a, err := netip.ParseAddr(b.HostIP); err == nil && a.Is6() {
 				v6 = append(v6, p)
 			} else {
@@ -271,7 +284,7 @@ func published(m nat.PortMap) []messages.Port {
 	slices.SortFunc(ports, func(a, b messages.Port) int {
 		return cmp.Or(a.Container-b.Container, cmp.Compare(a.Protocol, b.Protocol), a.Host-b.Host)
 	})
-	return ports
+	return ports[:min(len(ports), maxPorts)]
 }
 
 // running returns the containers of this node that run.
