@@ -320,7 +320,7 @@ func (d *Driver) inspect(ctx context.Context, cli *client.Client, id messages.In
 // complete refuses Docker's answer about a container where it lacks a part that we rely on, or names things at a length that no status has.
 func complete(c container.InspectResponse, err error) (container.InspectResponse, error) {
 	if err == nil && (c.ContainerJSONBase == nil || c.State == nil || c.HostConfig == nil || c.Config == nil || len(c.ID) > maxID || len(c.Image) > maxID) {
-		err = errors.New("Docker's answer is not that of a container")
+		err = errors.New("the answer is not that of a container")
 	}
 	return c, err
 }
