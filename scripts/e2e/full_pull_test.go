@@ -1,13 +1,17 @@
 package e2e
 
 import (
+	"encoding/json"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"skerry.internal/messages"
 )
@@ -90,6 +94,63 @@ func TestPullOnAFullDisk(t *testing.T) {
 	unhurt(t, l.nodes[a])
 	if left, err := os.ReadDir(filepath.Join(root, "tmp")); err == nil && len(left) > 0 {
 		t.Errorf("left of the pulls: %v", left)
+	}
+	imagesGo(f, a, root, ref)
+}
+
+// imagesGo holds on a disk that falls below the engine's reserve: of the images that the engine has pulled the one goes that was used longest ago,
+// no more than is needed, and none that a container uses.
+func imagesGo(f *faulty, node messages.NodeID, root, used string) {
+	t := f.t
+	const size, reserve = 16 << 20, 200 << 20
+	old, young := f.push("old", size, nil), f.push("young", size, nil)
+	for name, ref := range map[messages.JobName]string{"old": old, "young": young} {
+		f.do(deployCommand(pulled(name, ref)))
+		f.do(messages.Command{Command: messages.Delete, Job: messages.Job{Name: name}})
+	}
+	before := f.lives(node)
+	f.end(f.nodes[node])
+	noted := filepath.Join(f.dir, "a", "images.json") // and when they were used last
+	content, err := os.ReadFile(noted)
+	var images map[string]map[string]any
+	if err == nil {
+		err = json.Unmarshal(content, &images)
+	}
+	if err != nil || images[old] == nil || images[young] == nil || images[used] == nil {
+		t.Fatalf("%s: %v: %s", noted, err, content)
+	}
+	now := time.Now()
+	images[used]["used"], images[old]["used"], images[young]["used"] = now.Add(-4*time.Hour), now.Add(-3*time.Hour), now.Add(-2*time.Hour)
+	if content, err = json.Marshal(images); err == nil {
+		err = os.WriteFile(noted, content, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var disk unix.Statfs_t
+	if err := unix.Statfs(root, &disk); err != nil {
+		t.Fatal(err)
+	}
+	ballast, err := os.Create(filepath.Join(root, "ballast"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ballast.Close()
+	// What lacks for the reserve is half an image.
+	if err := unix.Fallocate(int(ballast.Fd()), 0, 0, int64(disk.Bavail)*disk.Bsize-reserve+size/2); err != nil {
+		t.Fatal(err)
+	}
+	f.node("a", "--image-reserve", strconv.Itoa(reserve>>20)+"MiB")
+	f.eventually("an image to go", func() bool { return !f.here(old) })
+	said := f.logLine(f.nodes[node], 0, "image removed to keep room on the disk")
+	if err := unix.Statfs(root, &disk); err != nil {
+		t.Fatal(err)
+	}
+	if free := int64(disk.Bavail) * disk.Bsize; said["image"] != old || free < reserve || !f.here(young) || !f.here(used) {
+		t.Errorf("%d bytes are free of %d; said: %v; there: young %v, used %v", free, reserve, said, f.here(young), f.here(used))
+	}
+	if after := f.lives(node); after["web.0.0"] != before["web.0.0"] || after["late.0.0"] != before["late.0.0"] {
+		t.Errorf("what ran: before %v, after %v", before, after)
 	}
 }
 
