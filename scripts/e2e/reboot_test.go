@@ -19,7 +19,7 @@ import (
 const startsAtOnce = 8
 
 // A board that comes back from a power cut with no link starts all that it had, what has the higher priority first, and waits for nobody on the way: the
-// manager and all else that is not on the board are asked in vain here, without any answer.
+// manager and all else that is not on the board are asked in vain here, without any answer. Every other instance is on the overlay, the rest on Docker's network.
 func TestRebootWithNoLink(t *testing.T) {
 	t.Parallel()
 	dir, inside := world(t)
@@ -30,10 +30,12 @@ func TestRebootWithNoLink(t *testing.T) {
 	engine := dockerd(t, dir)
 	t.Cleanup(func() { _ = engine.Process.Kill(); _ = engine.Wait() })
 	l := newLab(t)
-	a := l.node("a")
+	a := l.node("a", "--overlay", "auto")
+	l.logLine(l.nodes[a], 0, "overlay up")
 	priorities := map[messages.InstanceID]int{}
 	for i := range count {
 		j := app(messages.JobName(fmt.Sprintf("p%02d", i)), 1, nil)
+		j.Network.Mode = []messages.NetworkMode{messages.Overlay, messages.BridgeNetwork}[i%2]
 		j.Priority = 7*i%count - 10 // neither in the order of names nor in the reverse one
 		// Were it not for the boot id, which tells that nobody is to blame, each would wait for that long.
 		j.Restart = messages.Restart{Policy: messages.RestartOnFailure, Backoff: messages.Duration(10 * time.Minute), MaxBackoff: messages.Duration(10 * time.Minute)}
@@ -72,7 +74,7 @@ func TestRebootWithNoLink(t *testing.T) {
 
 	engine = dockerd(t, dir)
 	began := time.Now()
-	l.startNode("a")
+	l.startNode("a", "--overlay", "auto")
 	l.eventually("all to run again", func() bool { return len(l.containers(a)) == count })
 	t.Logf("%d instances run %s after the engine's start", count, time.Since(began).Round(time.Millisecond))
 	after := l.lives(a)
@@ -186,13 +188,13 @@ func unmount(t *testing.T, dir string) {
 // unplug makes the manager, and whatever is not on the board, unreachable so that nobody says so: what is sent there is counted and lost.
 func unplug(t *testing.T, l *lab) {
 	t.Helper()
-	_, http, _ := strings.Cut(l.http, ":")
+	manager, http, _ := strings.Cut(l.http, ":")
 	_, mqtt, _ := strings.Cut(l.mqtt, ":")
 	for _, line := range []string{
 		"ip link add wan type veth peer name far", "ip link set wan up", "ip link set far up", "ip address add 198.51.100.2/24 dev wan",
 		"ip neighbor add 198.51.100.1 lladdr 02:00:00:00:00:01 dev wan nud permanent", "ip route replace default via 198.51.100.1",
 		"iptables -I OUTPUT -o wan -p tcp -j DROP", "iptables -I OUTPUT -o wan -p udp -j DROP",
-		"iptables -I OUTPUT -p tcp -m multiport --dports " + http + "," + mqtt + " -j DROP",
+		"iptables -I OUTPUT -d " + manager + " -p udp -j DROP", "iptables -I OUTPUT -p tcp -m multiport --dports " + http + "," + mqtt + " -j DROP",
 	} {
 		run(t, line)
 	}
@@ -201,6 +203,7 @@ func unplug(t *testing.T, l *lab) {
 // plugIn takes back what unplug has done to the manager.
 func plugIn(t *testing.T) {
 	t.Helper()
+	run(t, "iptables -D OUTPUT 1")
 	run(t, "iptables -D OUTPUT 1")
 }
 
@@ -222,13 +225,13 @@ func counters(t *testing.T) (found []counter) {
 			t.Fatal(err)
 		}
 		what := "elsewhere"
-		if strings.Contains(line, "multiport") {
+		if !strings.Contains(line, "wan") {
 			what = "the manager"
 		}
 		found = append(found, counter{what, packets})
 	}
-	if len(found) != 3 {
-		t.Fatalf("got %v, want three counters", found)
+	if len(found) != 4 {
+		t.Fatalf("got %v, want four counters", found)
 	}
 	return found
 }
