@@ -303,6 +303,7 @@ func TestSecondClusterOnOneHost(t *testing.T) {
 
 // A manager that moves its relay and its reflectors costs no connection.
 func TestRelayChanges(t *testing.T) {
+	t.Parallel()
 	w := newWorldWithManager(t, 2)
 	client, server := w.nodes[0].Container(), w.nodes[1].Container()
 	web := w.Service("web", server)

@@ -122,6 +122,7 @@ type Placement struct {
 
 	Failure      *Failure                 `json:"-"` // why it was given up
 	Observed     *messages.InstanceStatus `json:"-"` // nil: not reported since the manager started
+	Complaint    string                   `json:"-"` // the last reason that its node gave since it was good, though it may try again without one by now
 	HealthySince time.Time                `json:"-"` // zero: not healthy
 	// AwaitedSince says since when it is waited for that it is good: its assignment was given, the manager started, its node came back, or,
 	// of one that had been good for long enough, it was good last.

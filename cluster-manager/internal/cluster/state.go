@@ -491,7 +491,8 @@ func (st *State) KeepObserved(from *State, now time.Time) {
 				if p.Forgiven != old.Forgiven {
 					st.PutPlacement(p)
 				}
-				p.Observed, p.HealthySince, p.AwaitedSince, p.Forgiven, p.Failure = old.Observed, old.HealthySince, old.AwaitedSince, old.Forgiven, old.Failure
+				p.Observed, p.Complaint, p.HealthySince = old.Observed, old.Complaint, old.HealthySince
+				p.AwaitedSince, p.Forgiven, p.Failure = old.AwaitedSince, old.Forgiven, old.Failure
 			}
 		}
 	}

@@ -130,7 +130,7 @@ func (w *world) setNetwork(prefix string) {
 
 // TestNetworkAtRandom draws what may happen, restarts of the manager among it. What must always be so is looked at after each step.
 func TestNetworkAtRandom(t *testing.T) {
-	for seed := range uint64(30) {
+	for seed := range stories(30) {
 		r := rand.New(rand.NewPCG(seed, 7))
 		w := newNetWorld(t, "n0", "n1", "n2", "n3")
 		w.t.Logf("seed %d", seed)

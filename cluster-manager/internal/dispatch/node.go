@@ -322,6 +322,9 @@ func (c *Core) Status(id messages.NodeID, s messages.InstanceStatus, now time.Ti
 	}
 	up := p.Up()
 	p.Observed = &s
+	if s.Reason != "" || p.Up() {
+		p.Complaint = s.Reason
+	}
 	c.observed(p)
 	c.noteFinished(p)
 	if !up || !p.Up() || wasAttempt != s.Attempt || p.HealthySince.IsZero() {

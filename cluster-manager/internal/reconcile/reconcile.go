@@ -399,18 +399,20 @@ func overdue(pl *cluster.Placement, limit messages.Duration) (messages.Code, str
 		return messages.Timeout, fmt.Sprintf("%s on %s: its node has not answered for %s", pl.Instance, pl.Node, limit)
 	}
 	if o.State == messages.Running {
-		return messages.Unhealthy, fmt.Sprintf("%s on %s is not healthy after %s%s", pl.Instance, pl.Node, limit, why(o))
+		return messages.Unhealthy, fmt.Sprintf("%s on %s is not healthy after %s%s", pl.Instance, pl.Node, limit, why(pl))
 	}
-	return messages.Timeout, fmt.Sprintf("%s on %s is still %s after %s%s", pl.Instance, pl.Node, o.State, limit, why(o))
+	return messages.Timeout, fmt.Sprintf("%s on %s is still %s after %s%s", pl.Instance, pl.Node, o.State, limit, why(pl))
 }
 
-// why returns what follows a statement about an instance: the reason it gives, or how far its pull is.
-func why(o *messages.InstanceStatus) string {
-	switch {
+// why returns what follows a statement about an instance: the reason it gives or has given, or how far its pull is.
+func why(pl *cluster.Placement) string {
+	switch o := pl.Observed; {
 	case o.Reason != "":
 		return ": " + o.Reason
 	case o.State == messages.Preparing && o.Progress != nil && o.Progress.TotalBytes > 0:
 		return fmt.Sprintf(": %.1f of %.1f MiB of its image are there", float64(o.Progress.DoneBytes)/(1<<20), float64(o.Progress.TotalBytes)/(1<<20))
+	case pl.Complaint != "":
+		return "; before: " + pl.Complaint
 	case o.State == messages.Preparing:
 		return ": its image is being brought"
 	default:
