@@ -34,6 +34,8 @@ type (
 	Instances = session.Instances
 	// Driver runs workloads in memory. It outlives engines, as containers do.
 	Driver = fake.Driver
+	// Technology is what an engine asks to run workloads: a Driver, or what stands before one.
+	Technology = driver.Driver
 	// Spec is what a driver is asked to run.
 	Spec = driver.Spec
 	// Workload is what a driver holds.
@@ -53,13 +55,15 @@ type Config struct {
 	Name      messages.NodeID
 	Data      string // directory of what survives
 	BootID    string
-	Driver    *Driver
+	Driver    Technology
 	Transport Transport
 	Info      messages.NodeInfo
 	// Jitter says how chance shortens a wait.
 	Jitter func(time.Duration) time.Duration
 	// Report takes each status in place of the outbox; Send passes it on. It may end the goroutine (runtime.Goexit): a crash right there.
 	Report func(messages.InstanceStatus)
+	// Write stands around each write of the instances: do makes it durable. It may end the goroutine before that and after it: a crash right there.
+	Write func(what string, do func() error) error
 	// Between, where set, is put between the session and the instances.
 	Between func(Instances) Instances
 }
@@ -70,6 +74,28 @@ type Engine struct {
 	set     *instance.Set
 	outbox  *session.Outbox
 	session *session.Session
+}
+
+// disk is a store whose writes are seen.
+type disk struct {
+	*store.Store
+	write func(what string, do func() error) error
+}
+
+// Save makes the record durable.
+func (d disk) Save(r store.Record) error {
+	what := fmt.Sprintf("the record of %s seq %d rev %d", r.Assignment.Instance, r.Status.Seq, r.Assignment.Rev)
+	return d.write(what, func() error { return d.Store.Save(r) })
+}
+
+// Delete removes the record for good.
+func (d disk) Delete(id messages.InstanceID) error {
+	return d.write("the end of the record of "+string(id), func() error { return d.Store.Delete(id) })
+}
+
+// Put makes a named value durable.
+func (d disk) Put(name string, v any) error {
+	return d.write("the "+name+" value", func() error { return d.Store.Put(name, v) })
 }
 
 // New opens the data directory and starts nothing. An Engine that was made must be Run.
@@ -91,7 +117,7 @@ func (e *Engine) build(cfg Config, log *slog.Logger) error {
 		return err
 	}
 	e.set, err = instance.New(instance.Config{Drivers: map[messages.Technology]driver.Driver{messages.Docker: cfg.Driver},
-		Store: e.store, Report: cfg.Report, BootID: cfg.BootID}, log)
+		Store: disk{e.store, cfg.Write}, Report: cfg.Report, BootID: cfg.BootID}, log)
 	if err != nil {
 		return fmt.Errorf("instances: %w", err)
 	}

@@ -23,13 +23,22 @@ const startsAtOnce = 8
 // Config is what a Set needs.
 type Config struct {
 	Drivers map[messages.Technology]driver.Driver // not changed once the Set is made
-	Store   *store.Store
+	Store   Store
 	// Report is called with every new status, per instance in the order of Seq. It must not block and must not call Assign or Sync.
 	Report func(messages.InstanceStatus)
 	// BootID names the boot of the board: where it differs from a record's, what ended meanwhile ended by the reboot.
 	BootID string
 	// StartsAtOnce bounds how many instances come up at once; default 8.
 	StartsAtOnce int
+}
+
+// Store is what survives a Set. A *store.Store is one.
+type Store interface {
+	Load() (records []store.Record, damaged []messages.InstanceID, err error)
+	Save(r store.Record) error
+	Delete(id messages.InstanceID) error
+	Get(name string, v any) (bool, error)
+	Put(name string, v any) error
 }
 
 // Set holds the instances of one node and makes their assignments true.

@@ -30,11 +30,15 @@ const (
 	EternalLease Bug = "a lease never runs out"
 	// IgnoresRev: a node obeys whatever came last.
 	IgnoresRev Bug = "a node ignores rev"
+	// IgnoresSeq: the manager believes whatever came last.
+	IgnoresSeq Bug = "the manager ignores seq"
+	// WritesLate: an engine's disk says that a write is durable a moment too early, which only a crash at that moment shows.
+	WritesLate Bug = "a node's disk writes a moment late"
 )
 
 // Bugs lists them.
 func Bugs() []Bug {
-	return []Bug{LosesLastCommit, AckBeforeCommit, DeafToSync, ForgetsSeq, HealthyTooSoon, EternalLease, IgnoresRev}
+	return []Bug{LosesLastCommit, AckBeforeCommit, DeafToSync, ForgetsSeq, HealthyTooSoon, EternalLease, IgnoresRev, IgnoresSeq, WritesLate}
 }
 
 // between returns what stands between session and instances of a node's engine.
@@ -88,6 +92,35 @@ func (o *obedient) Assign(a messages.Assignment) error {
 	o.revs[a.Instance] = a.Rev
 	o.mu.Unlock()
 	return o.Instances.Assign(a)
+}
+
+// late has a write follow a moment after it was said to be durable, if there is still somebody to make it.
+func (b Bug) late(l *life, do func() error) error {
+	if b != WritesLate {
+		return do()
+	}
+	s := l.node.sim
+	l.say("6 write", func() {
+		s.after(time.Millisecond, func() {
+			if !l.dead.Load() {
+				_ = do()
+			}
+		})
+	})
+	return nil
+}
+
+// unordered takes a status with an older seq for a newer one, as obedient does an order.
+func (b Bug) unordered(m *manager, t messages.Topic, payload []byte) []byte {
+	var i messages.InstanceStatus
+	if b != IgnoresSeq || t.Kind != messages.NodeJobTopic || json.Unmarshal(payload, &i) != nil {
+		return payload
+	}
+	if i.Seq < m.seqs[i.Instance] {
+		i.Seq = m.seqs[i.Instance] + 1
+	}
+	m.seqs[i.Instance] = i.Seq
+	return messages.Encode(i)
 }
 
 // spoil changes what a node publishes.

@@ -49,13 +49,14 @@ type manager struct {
 	dead   atomic.Bool
 	points atomic.Int64
 	done   chan struct{}
+	seqs   map[messages.InstanceID]uint64 // where the bug is that seq is ignored
 }
 
 func (s *Sim) bootManager() {
 	if s.mgr != nil && !s.mgr.dead.Load() {
 		return
 	}
-	m := &manager{sim: s, done: make(chan struct{})}
+	m := &manager{sim: s, done: make(chan struct{}), seqs: map[messages.InstanceID]uint64{}}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	s.disk.pending = nil
 	s.rules.loaded()
@@ -136,6 +137,7 @@ func (m *manager) fromNode(c *conn, t messages.Topic, topic string, payload []by
 	if t.Kind == messages.NodeJobTopic {
 		m.sim.rules.heard(c, payload)
 	}
+	payload = m.sim.bug.unordered(now, t, payload)
 	if err := now.m.FromNode(now.ctx, c.node.id, c.link, topic, payload); err != nil {
 		m.sim.violation("the manager refuses what %s says: %v", c.node.id, err)
 	}

@@ -254,10 +254,13 @@ func (c *conn) publish(t messages.Topic, topic string, payload []byte, what stri
 	arrive := func(c *conn) {
 		c.sim.mgr.fromNode(c, t, topic, payload)
 	}
-	c.sendUp(what, func() {
+	first := func() {
 		arrive(c)
 		c.sendDown("", r.finish)
-	})
+	}
+	if !c.loses(&c.up, what, first) {
+		c.sendUp(what, first)
+	}
 	if t.Kind == messages.NodeJobTopic {
 		c.repeat(what, func(now *conn) {
 			if now.online {
@@ -265,6 +268,22 @@ func (c *conn) publish(t messages.Topic, topic string, payload []byte, what stri
 			}
 		})
 	}
+}
+
+// loses has a message lose its place in a lane, by chance and where the weather is harsh: what was sent later may arrive before it. It reports whether
+// it has.
+func (c *conn) loses(l *lane, what string, do func()) bool {
+	s := c.sim
+	if s.weather != harsh || s.healing || !s.chance(4) {
+		return false
+	}
+	s.at(time.Now().Add(s.between(0, 10*time.Second)), c.node, func() {
+		if !l.gone && !s.over {
+			s.tell("%s (out of order)", what)
+			do()
+		}
+	})
+	return true
 }
 
 // repeat has a message arrive once more, at any time and over whatever connection there is then, where the weather is harsh; but not
@@ -284,17 +303,10 @@ func (c *conn) repeat(what string, arrive func(*conn)) {
 
 // deliver sends a message of the manager to the node.
 func (c *conn) deliver(t messages.Topic, topic string, payload []byte) {
-	s := c.sim
 	what := fmt.Sprintf("manager → %s  %s", c.node.id, describe(t, payload))
-	if s.weather == harsh && !s.healing && s.chance(4) { // it loses its place
-		s.at(time.Now().Add(s.between(0, 10*time.Second)), c.node, func() {
-			if !c.down.gone {
-				s.tell("%s (out of order)", what)
-				c.hear(topic, payload)
-			}
-		})
-	} else {
-		c.sendDown(what, func() { c.hear(topic, payload) })
+	hear := func() { c.hear(topic, payload) }
+	if !c.loses(&c.down, what, hear) {
+		c.sendDown(what, hear)
 	}
 	c.repeat(what, func(now *conn) { now.hear(topic, payload) })
 }

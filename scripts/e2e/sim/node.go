@@ -39,7 +39,6 @@ type node struct {
 	mu     sync.Mutex // guards what follows
 	calls  map[string]int
 	starts map[messages.InstanceID]int
-	acted  map[messages.InstanceID]time.Time // the last call to the technology
 }
 
 // life is one process of a node engine.
@@ -50,13 +49,13 @@ type life struct {
 	first  map[messages.InstanceID]uint64 // where the bug is that seq is forgotten; guarded by the node's mu
 	engine *enginesim.Engine
 	dead   atomic.Bool // nothing of what it still does counts
-	points atomic.Int64
+	armed  atomic.Bool // it crashes at one of its next points
 	cancel context.CancelFunc
 	done   chan struct{}
 }
 
 func newNode(s *Sim, id messages.NodeID, dir string) *node {
-	n := &node{sim: s, id: id, dir: dir, calls: map[string]int{}, starts: map[messages.InstanceID]int{}, acted: map[messages.InstanceID]time.Time{}}
+	n := &node{sim: s, id: id, dir: dir, calls: map[string]int{}, starts: map[messages.InstanceID]int{}}
 	n.newDriver()
 	return n
 }
@@ -103,10 +102,7 @@ func (n *node) call(ctx context.Context, what string, id messages.InstanceID, mo
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	n.mu.Lock()
-	n.acted[id] = time.Now()
-	n.mu.Unlock()
-	l.point(what + " " + string(id))
+	l.point("before the " + what + " of " + string(id))
 	if n.flaky.Load() && n.sim.fixed(0, 3, "flaky", n.id, what, id, tries) == 0 {
 		return errors.New("the technology fails")
 	}
@@ -171,7 +167,7 @@ func (n *node) boot() {
 	n.lives++
 	l := &life{node: n, number: n.lives, disk: n.disks, done: make(chan struct{})}
 	var err error
-	l.engine, err = enginesim.New(enginesim.Config{Name: n.id, Data: n.dir, BootID: fmt.Sprintf("boot-%d", n.boots), Driver: n.driver,
+	l.engine, err = enginesim.New(enginesim.Config{Name: n.id, Data: n.dir, BootID: fmt.Sprintf("boot-%d", n.boots), Driver: workloads{n.driver, l}, Write: l.write,
 		Transport: transport{l}, Info: n.info(), Report: l.report, Between: s.bug.between,
 		Jitter: func(d time.Duration) time.Duration {
 			return d/2 + s.fixed(0, d/2+1, "jitter", n.id, n.count("jitter"))
@@ -208,36 +204,92 @@ func (l *life) say(what string, do func()) {
 		return
 	}
 	l.node.sim.say(string(l.node.id)+" "+what, func() {
-		if !l.dead.Load() || strings.HasPrefix(what, "0 ") {
+		if !l.dead.Load() {
 			do()
 		}
 	})
 }
 
-// point is a moment at which the engine may crash: its goroutine ends right there.
+// crashOneIn is how many points an engine that is armed passes, in the mean, until it crashes: about those of one instance that comes up.
+const crashOneIn = 12
+
+// point is a place at which the engine may crash: its goroutine ends right there. Which point that is its words and the seed decide, not how many
+// came before it, for of two at the same moment the seed does not say which is first. What others do at that moment was before the crash.
 func (l *life) point(what string) {
-	if l.points.Load() > 0 && l.points.Add(-1) == 0 {
-		l.say("0 crash", func() {
-			l.node.sim.tell("the engine of %s crashes at %s", l.node.id, what)
-			l.node.killed(l)
-			l.node.sim.after(l.node.sim.between(500*time.Millisecond, l.node.sim.most(3*time.Second, 20*time.Second)), l.node.boot)
-		})
-		l.dead.Store(true)
-		l.cancel()
-	}
+	n := l.node
 	if l.dead.Load() {
 		runtime.Goexit()
 	}
+	if !l.armed.Load() {
+		return
+	}
+	count := n.count("crash", what)
+	if n.sim.fixed(0, crashOneIn, "crash", n.id, what, count) != 0 {
+		return
+	}
+	l.say("0 crash "+what, func() {
+		if !l.armed.CompareAndSwap(true, false) {
+			return
+		}
+		n.sim.tell("the engine of %s crashes %s", n.id, what)
+		if n.sim.chance(2) {
+			n.dies(l)
+			return
+		}
+		n.sim.after(crashDelay, func() { n.dies(l) })
+	})
+	runtime.Goexit()
+}
+
+// crashDelay is how long a write or a call that does not return is ahead of the end of the process: what has been said before is on its way then. It
+// is shorter than any call to the technology.
+const crashDelay = 200 * time.Microsecond
+
+// dies ends the engine at a point, and starts it again later.
+func (n *node) dies(l *life) {
+	if n.life == l {
+		n.kill()
+		n.sim.after(n.sim.between(500*time.Millisecond, n.sim.most(3*time.Second, 20*time.Second)), n.boot)
+	}
+}
+
+// write makes something durable; the engine may crash before that and after it.
+func (l *life) write(what string, do func() error) error {
+	l.point("before it writes " + what)
+	if err := l.node.sim.bug.late(l, do); err != nil {
+		return err
+	}
+	l.point("once it has written " + what)
+	return nil
+}
+
+// workloads is the technology as one life of an engine has it, which may crash once a call has had its effect.
+type workloads struct {
+	*enginesim.Driver
+	life *life
+}
+
+// Start makes a workload run.
+func (w workloads) Start(ctx context.Context, spec enginesim.Spec) (enginesim.Workload, error) {
+	made, err := w.Driver.Start(ctx, spec)
+	if err == nil {
+		w.life.point("after the start of " + string(spec.Instance))
+	}
+	return made, err
+}
+
+// Stop ends a workload.
+func (w workloads) Stop(ctx context.Context, id messages.InstanceID, stop messages.Stop) error {
+	err := w.Driver.Stop(ctx, id, stop)
+	if err == nil {
+		w.life.point("after the stop of " + string(id))
+	}
+	return err
 }
 
 // report takes a status from the set to the outbox, one by one in a fixed order.
 func (l *life) report(i messages.InstanceStatus) {
-	l.node.mu.Lock()
-	acted := l.node.acted[i.Instance].Equal(time.Now())
-	l.node.mu.Unlock()
-	if acted { // what else is said, several instances may say at the same moment, and which is first is not the seed's
-		l.point(fmt.Sprintf("%s says %s", i.Instance, i.State))
-	}
+	l.point(fmt.Sprintf("before %s says %s", i.Instance, i.State))
 	l.say("5 report "+string(i.Instance), func() {
 		l.engine.Send(i)
 		l.node.sim.rules.reported(l, &i)
@@ -285,10 +337,10 @@ func (n *node) crash() {
 	n.sim.after(n.sim.between(500*time.Millisecond, n.sim.most(3*time.Second, 20*time.Second)), n.boot)
 }
 
-// arm has the engine crash at one of its next steps.
+// arm has the engine crash at one of its next points.
 func (n *node) arm() {
 	if n.life != nil {
-		n.life.points.Store(1 + n.sim.rng.Int64N(8))
+		n.life.armed.Store(true)
 	}
 }
 

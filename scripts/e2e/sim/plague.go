@@ -97,7 +97,7 @@ func (s *Sim) heal() {
 	for _, n := range s.nodes {
 		n.flaky.Store(false)
 		if n.life != nil {
-			n.life.points.Store(0)
+			n.life.armed.Store(false)
 		}
 		if n.down {
 			n.down = false

@@ -34,7 +34,8 @@ const (
 	gentle weather = 0
 	// rough: nodes are cut off, lose power or their disk, technologies and workloads fail. The network is as MQTT over TCP is.
 	rough weather = 1
-	// harsh: rough, and messages to and from nodes are reordered and repeated at will, which no broker does but the protocol bears.
+	// harsh: rough, and messages to and from nodes are reordered and repeated at will, which no broker does (ours lets a new connection of a
+	// node in when all of the old one is over) but the protocol bears.
 	harsh weather = 2
 
 	weathers = 3
