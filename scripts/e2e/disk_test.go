@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,12 +20,16 @@ import (
 	"time"
 
 	mqtt "github.com/eclipse/paho.mqtt.golang"
+	"golang.org/x/sys/unix"
 
 	"skerry.internal/messages"
 )
 
-// How many moments the data directories are frozen at: each gives two directories to start from, one as a crash of the program
-// leaves it, and one as a power cut may.
+// How many points the data directories are frozen at, and the most writes from one to the next: each gives two directories to start from, one as a
+// crash of the program leaves it, and one as a power cut may.
+//
+// SKERRY_DISK_SEED decides how many writes lie between two points and what of a mixture is old and what new. It does not decide what those writes are,
+// nor how much of the next one is made until the signal has stopped the program: its goroutines, its clients and the disk are real.
 //
 // What this proves: whatever write is under way, the program starts from what is there, and what was acknowledged is in it. What it
 // does not prove: that fsync reaches the medium. A power cut is imitated by two states that lie close together: what the first
@@ -32,8 +37,17 @@ import (
 // has ended between the two, which its pages say; else the second is taken as it is.
 const (
 	managerFreezes = 65
+	managerWrites  = 20
 	engineFreezes  = 35
+	engineWrites   = 20
 )
+
+// diskSeed returns the seed of a test, which it prints.
+func diskSeed(t *testing.T) uint64 {
+	seed := numberOf("SKERRY_DISK_SEED", int(rand.Uint32()))
+	t.Logf("SKERRY_DISK_SEED=%d", seed)
+	return uint64(seed)
+}
 
 // frozen is a directory to start from, with what must be in it.
 type frozen struct {
@@ -97,14 +111,61 @@ func write(t *testing.T, dir string, files map[string][]byte) {
 	}
 }
 
-// freeze takes two states of a program's directory, a moment apart.
-func freeze(t *testing.T, p *process, dir string) (first, second map[string][]byte) {
+// diskWrites tells of what is written to some folders: content, and names that come and go. Equal ones that follow one another faster than they are
+// counted are one.
+type diskWrites struct{ f *os.File }
+
+func watchWrites(t *testing.T, dirs ...string) diskWrites {
 	t.Helper()
+	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "inotify")
+	t.Cleanup(func() { f.Close() })
+	for _, dir := range dirs {
+		if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_MODIFY|unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_DELETE); err != nil {
+			t.Fatalf("watch %s: %v", dir, err)
+		}
+	}
+	return diskWrites{f}
+}
+
+// await returns once n more writes have been made.
+func (w diskWrites) await(t *testing.T, n int) {
+	t.Helper()
+	_ = w.f.SetReadDeadline(time.Now().Add(time.Minute))
+	var events [4096]byte
+	for n > 0 {
+		size, err := w.f.Read(events[:])
+		if err != nil {
+			t.Fatalf("%d writes to come: %v", n, err)
+		}
+		for at := 0; at < size; n-- {
+			const length = 12 // where an event says how long its name is
+			at += unix.SizeofInotifyEvent + int(binary.NativeEndian.Uint32(events[at+length:]))
+		}
+	}
+}
+
+// forget leaves out what has been written until now.
+func (w diskWrites) forget() {
+	_ = w.f.SetReadDeadline(time.Unix(1, 0))
+	var events [4096]byte
+	for err := error(nil); err == nil; {
+		_, err = w.f.Read(events[:])
+	}
+}
+
+// freeze waits for some writes, at most the given number, and takes two states of a program's directory, one to three writes apart.
+func freeze(t *testing.T, rng *rand.Rand, p *process, dir string, w diskWrites, most int) (first, second map[string][]byte) {
+	t.Helper()
+	w.await(t, 1+rng.IntN(most))
 	stop(t, p)
 	first = read(t, dir)
+	w.forget()
 	resume(t, p)
-	for end := time.Now().Add(rand.N(3 * time.Millisecond)); time.Now().Before(end); { // too short to sleep
-	}
+	w.await(t, 1+rng.IntN(3))
 	stop(t, p)
 	second = read(t, dir)
 	resume(t, p)
@@ -124,12 +185,12 @@ func committed(file []byte) uint64 {
 }
 
 // tear mixes two states of one file, block by block.
-func tear(first, second []byte) []byte {
+func tear(rng *rand.Rand, first, second []byte) []byte {
 	mixed := append([]byte(nil), second...)
 	const block = 512 // what a disk writes whole
 	for at := 0; at < len(mixed); at += block {
 		end := min(at+block, len(mixed))
-		if rand.N(2) == 0 {
+		if rng.IntN(2) == 0 {
 			clear(mixed[at:end])
 			if at < len(first) {
 				copy(mixed[at:end], first[at:])
@@ -140,21 +201,21 @@ func tear(first, second []byte) []byte {
 }
 
 // managersMixture is the manager's directory after a power cut between two states. torn is false where it is simply the second.
-func managersMixture(first, second map[string][]byte) (files map[string][]byte, torn bool) {
+func managersMixture(rng *rand.Rand, first, second map[string][]byte) (files map[string][]byte, torn bool) {
 	const name = "state.db"
 	if committed(first[name]) != committed(second[name]) || string(first[name]) == string(second[name]) {
 		return second, false
 	}
-	return map[string][]byte{name: tear(first[name], second[name])}, true
+	return map[string][]byte{name: tear(rng, first[name], second[name])}, true
 }
 
 // enginesMixture is the engine's directory after a power cut: each rename has happened or not, and of a file that was not synced
 // before its rename anything may be there.
-func enginesMixture(first, second map[string][]byte) map[string][]byte {
+func enginesMixture(rng *rand.Rand, first, second map[string][]byte) map[string][]byte {
 	mixed := map[string][]byte{}
-	for name := range maps.Keys(merge(first, second)) {
+	for _, name := range slices.Sorted(maps.Keys(merge(first, second))) {
 		from := first
-		if rand.N(2) == 0 {
+		if rng.IntN(2) == 0 {
 			from = second
 		}
 		content, there := from[name]
@@ -162,8 +223,8 @@ func enginesMixture(first, second map[string][]byte) map[string][]byte {
 			continue
 		}
 		if strings.Contains(name, ".tmp-") {
-			content = append([]byte(nil), content[:rand.N(len(content)+1)]...)
-			clear(content[rand.N(len(content)+1):])
+			content = append([]byte(nil), content[:rng.IntN(len(content)+1)]...)
+			clear(content[rng.IntN(len(content)+1):])
 		}
 		mixed[name] = content
 	}
@@ -261,13 +322,14 @@ func TestManagerStartsFromAnyMoment(t *testing.T) {
 		wg.Go(func() { commandAway(l, g, who, over) })
 	}
 	var points []frozen
-	torn := 0
+	torn, seed := 0, diskSeed(t)
+	w := watchWrites(t, filepath.Join(l.dir, "manager"))
 	for i := range managerFreezes {
-		<-time.After(rand.N(30 * time.Millisecond)) // random moments
+		rng := rand.New(rand.NewPCG(seed, uint64(i)))
 		acked := g.copy(ackedOf)
-		first, second := freeze(t, l.manager, filepath.Join(l.dir, "manager"))
+		first, second := freeze(t, rng, l.manager, filepath.Join(l.dir, "manager"), w, managerWrites)
 		sent := g.copy(sentOf)
-		mixed, isTorn := managersMixture(first, second)
+		mixed, isTorn := managersMixture(rng, first, second)
 		if isTorn {
 			torn++
 		}
@@ -349,17 +411,19 @@ func TestEngineStartsFromAnyMoment(t *testing.T) {
 	over := make(chan struct{})
 	var wg sync.WaitGroup
 	g := newLedger()
-	wg.Go(func() { assignAway(t, m, l.id("held"), g, over) })
+	seed := diskSeed(t)
+	wg.Go(func() { assignAway(t, rand.New(rand.NewPCG(seed, engineFreezes)), m, l.id("held"), g, over) })
 	var points []frozen
+	w := watchWrites(t, filepath.Join(data, "instances"), filepath.Join(data, "values"))
 	for i := range engineFreezes {
-		<-time.After(rand.N(30 * time.Millisecond)) // random moments
+		rng := rand.New(rand.NewPCG(seed, uint64(i)))
 		acked := map[string]int{}
 		for id, rev := range m.reported() {
 			acked[string(id)] = int(rev)
 		}
-		first, second := freeze(t, p, data)
+		first, second := freeze(t, rng, p, data, w, engineWrites)
 		sent := g.copy(sentOf)
-		for j, files := range []map[string][]byte{first, enginesMixture(first, second)} {
+		for j, files := range []map[string][]byte{first, enginesMixture(rng, first, second)} {
 			points = append(points, frozen{dir: filepath.Join(l.dir, fmt.Sprintf("point-%d-%d", i, j)), acked: acked, sent: sent, torn: j == 1, everything: files})
 		}
 	}
@@ -375,7 +439,7 @@ func TestEngineStartsFromAnyMoment(t *testing.T) {
 }
 
 // assignAway assigns new instances, and old ones anew.
-func assignAway(t *testing.T, m *fakeManager, node messages.NodeID, g *ledger, over <-chan struct{}) {
+func assignAway(t *testing.T, rng *rand.Rand, m *fakeManager, node messages.NodeID, g *ledger, over <-chan struct{}) {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for rev := 1; ; rev++ {
@@ -384,7 +448,7 @@ func assignAway(t *testing.T, m *fakeManager, node messages.NodeID, g *ledger, o
 			return
 		case <-tick.C:
 		}
-		id := messages.NewInstanceID("web", rand.N(rev/2+1), 0)
+		id := messages.NewInstanceID("web", rng.IntN(rev/2+1), 0)
 		spec := messages.Job{Spec: messages.Spec{Image: testImage, Environment: map[string]string{"REV": strconv.Itoa(rev)}}}.WithDefaults().Spec
 		g.note(sentOf, string(id), rev)
 		m.assign(t, node, messages.Assignment{Instance: id, Rev: uint64(rev), Epoch: 1, Run: true, Spec: &spec})
