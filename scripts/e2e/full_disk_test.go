@@ -2,11 +2,18 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
 	"skerry.internal/messages"
@@ -114,6 +121,94 @@ func TestEngineOnAFullDisk(t *testing.T) {
 	}
 }
 
+// spoilRecords damages records in files that are whole: what is no JSON, what is of another kind or another's, numbers that are too large. Both programs
+// start with them, say which they put aside, and all jobs go on.
+func (l *lab) spoilRecords(a messages.NodeID) {
+	l.t.Helper()
+	l.do(deployCommand(app("db", 1, nil)))
+	before := l.lives(a)
+	l.crashManager()
+	l.kill(l.nodes[a])
+	db, err := bolt.Open(filepath.Join(l.dir, "manager", "state.db"), 0o600, nil)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	err = db.Update(func(tx *bolt.Tx) error {
+		record := func(bucket, key string) []byte { return bytes.Clone(tx.Bucket([]byte(bucket)).Get([]byte(key))) }
+		var errs []error
+		for _, r := range []struct {
+			bucket, key string
+			value       []byte
+		}{
+			{"jobs", "torn", []byte(`{"spec":`)},
+			{"jobs", "other", record("jobs", "web")},
+			{"jobs", "db", record("nodes", string(a))},
+			{"placements", "web.7.0", record("placements", "web.0.0")},
+			{"placements", "web.0.1", fmt.Appendf(nil, `{"instance":"web.0.1","job":"web","generation":1,"node":%q,"rev":%d}`, a, uint64(math.MaxUint64))},
+			{"nodes", "huge", []byte(`{"id":"huge","epoch":1e400}`)},
+			{"interests", string(a), []byte(`["No Name"]`)},
+			{"floors", "gone", []byte(`{"generation":-1}`)},
+			{"meta", "rev", []byte("99999999999999999999")},
+		} {
+			errs = append(errs, tx.Bucket([]byte(r.bucket)).Put([]byte(r.key), r.value))
+		}
+		return errors.Join(errs...)
+	})
+	if err = errors.Join(err, db.Close()); err != nil {
+		l.t.Fatal(err)
+	}
+	data := filepath.Join(l.dir, "a")
+	own, err := os.ReadFile(filepath.Join(data, "instances", "web.0.0"))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	sealed := func(body string) []byte { // the last line is the checksum of the others
+		return fmt.Appendf(nil, "%s\ncrc32c %08x\n", body, crc32.Checksum([]byte(body), crc32.MakeTable(crc32.Castagnoli)))
+	}
+	for name, content := range map[string][]byte{"instances/other.0.0": own, "instances/web.0.0": sealed(`{"seq_bound":1e30}`), "values/tenure": sealed("[]")} {
+		if err := os.WriteFile(filepath.Join(data, name), content, 0o600); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+	l.startManager()
+	l.node("a")
+	l.eventually("the node is back", func() bool { s, _ := l.nodeStatus(a); return s.State == messages.NodeOnline })
+	l.do(deployCommand(app("next", 1, nil)))
+	l.waitJob("web", "is up", func(s messages.JobStatus) bool { return s.State == messages.JobRunning && s.Healthy == 1 })
+	l.waitJob("db", "is found and held", func(s messages.JobStatus) bool { return s.State == messages.JobHeld && s.Healthy == 1 })
+	if after := l.lives(a); after["web.0.0"] != before["web.0.0"] || after["db.0.0"] != before["db.0.0"] || len(after) != 3 {
+		l.t.Errorf("before %v, after %v", before, after)
+	}
+	l.saysDamaged(l.manager, "damaged record put aside", "err", `jobs "torn"`, `jobs "other"`, `jobs "db"`, `placement "db.0.0"`, `placements "web.7.0"`,
+		`placements "web.0.1"`, `nodes "huge"`, `interests "`+string(a)+`"`, `floors "gone"`, `meta "rev"`)
+	l.saysDamaged(l.nodes[a], "damaged file put aside", "file", data+"/instances/other.0.0", data+"/instances/web.0.0", data+"/values/tenure")
+	for _, p := range []*process{l.manager, l.nodes[a]} {
+		unhurt(l.t, p)
+	}
+}
+
+// saysDamaged checks that a program has put these aside and nothing else.
+func (l *lab) saysDamaged(p *process, msg, key string, want ...string) {
+	l.t.Helper()
+	text, err := os.ReadFile(p.log)
+	if err != nil {
+		l.t.Error(err)
+	}
+	var got []string
+	for line := range bytes.Lines(text) {
+		var e map[string]any
+		if json.Unmarshal(line, &e) == nil && e["msg"] == msg {
+			got = append(got, fmt.Sprint(e[key]))
+		}
+	}
+	slices.Sort(got)
+	got = slices.Compact(got) // web.0.0 was put aside before, too
+	slices.Sort(want)
+	if !slices.EqualFunc(got, want, strings.HasPrefix) {
+		l.t.Errorf("put aside:\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
 // A damaged file is put aside, and said; the program runs, and its workloads with it.
 func TestDamagedFiles(t *testing.T) {
 	l := newLab(t)
@@ -144,6 +239,10 @@ func TestDamagedFiles(t *testing.T) {
 		_, err := os.Stat(filepath.Join(l.dir, "a", "instances", "web.0.0"))
 		return err == nil
 	})
+	l.spoilRecords(a)
+	if after := l.lives(a); after["web.0.0"] != before["web.0.0"] {
+		t.Errorf("before %v, after single records were damaged %v", before, after)
+	}
 	l.crashManager()
 	spoilFile(filepath.Join(l.dir, "manager", "state.db"))
 	l.startManager()
