@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -23,18 +24,8 @@ type kept struct {
 	Names    []messages.JobName      `json:"names"`
 }
 
-// load reads what an earlier run has kept. The key is made where there is none.
+// load reads what an earlier run has kept, as far as it is sound. The key is made where there is none.
 func (m *Member) load() error {
-	var leases []lease
-	if _, err := m.cfg.Store.Get(leasesValue, &leases); err != nil {
-		return err
-	}
-	m.book = newBook(leases)
-	var k kept
-	if _, err := m.cfg.Store.Get(servicesValue, &k); err != nil {
-		return err
-	}
-	m.table, m.asked.names = newTable(k.Services), k.Names
 	var c messages.NetworkConfig
 	found, err := m.cfg.Store.Get(configValue, &c)
 	if err != nil {
@@ -43,8 +34,29 @@ func (m *Member) load() error {
 	if found {
 		m.adopt(c)
 	}
-	if _, err := m.cfg.Store.Get(guestsValue, &m.guests); err != nil {
+	var leases []lease
+	if _, err := m.cfg.Store.Get(leasesValue, &leases); err != nil {
 		return err
+	}
+	m.book = newBook(sound(m.log, "lease", leases, m.ground.leases()))
+	if m.config != nil {
+		m.book.setBlocks(m.ground.blocks)
+	}
+	var k kept
+	if _, err := m.cfg.Store.Get(servicesValue, &k); err != nil {
+		return err
+	}
+	m.table = newTable(sound(m.log, "service", k.Services, m.ground.entry))
+	m.asked.names = sound(m.log, "name", k.Names, names())
+	guests := map[tunnel.Key]netip.AddrPort{}
+	if _, err := m.cfg.Store.Get(guestsValue, &guests); err != nil {
+		return err
+	}
+	m.guests = map[tunnel.Key]netip.AddrPort{}
+	for _, key := range sound(m.log, "guest", slices.Collect(maps.Keys(guests)), func(key tunnel.Key) error {
+		return (&messages.Endpoints{Endpoints: []string{guests[key].String()}}).Validate()
+	}) {
+		m.guests[key] = guests[key]
 	}
 	if m.cfg.Off {
 		return nil // a node without an overlay needs no key
@@ -53,15 +65,17 @@ func (m *Member) load() error {
 	return m.loadKey()
 }
 
-// adopt takes over the configuration of an earlier run, where it still makes sense.
+// adopt takes over the configuration of an earlier run, where it makes a network.
 func (m *Member) adopt(c messages.NetworkConfig) {
+	if len(c.Blocks) == 0 {
+		return // the manager gave none
+	}
 	g, err := readGround(&c)
-	if err != nil || c.Validate() != nil || len(g.blocks) == 0 {
+	if err = errors.Join(c.Validate(), err); err != nil {
 		m.log.Warn("stored network left out", "err", err)
 		return
 	}
 	m.config, m.ground = &c, g
-	m.book.setBlocks(g.blocks)
 }
 
 // holdPorts takes the host ports of an earlier run again. Another program may have been quicker; then both live with it, as after any restart.
