@@ -113,20 +113,23 @@ func read(dir, name string) ([]byte, error) {
 	return unseal(b)
 }
 
-// passing reports whether a file could not be read for want of something that a moment later may be there. Then it is no damaged one.
+// passing reports whether a file could not be read for a reason that is not in what it holds: want of memory or of open files, which may be there a moment
+// later, or of a right, which a person can give. Then it is no damaged one. That a card gives nothing back is damage.
 func passing(err error) bool {
-	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOMEM)
+	errno, ok := errors.AsType[syscall.Errno](err)
+	return ok && errno != syscall.EIO && errno != syscall.EBADMSG && errno != syscall.EUCLEAN && errno != syscall.ENOENT
 }
 
 // putAside moves a file that cannot be used to damaged/. Of the same name the newest is kept, so that this stays bounded.
 func (s *Store) putAside(dir, name string, cause error) {
-	s.log.Warn("damaged file put aside", "file", filepath.Join(dir, name), "err", cause)
 	to := filepath.Join(s.dir, damagedDir, name)
 	err := os.RemoveAll(to)
 	if err == nil {
 		err = os.Rename(filepath.Join(dir, name), to)
 	}
 	if err != nil {
-		s.log.Warn("damaged file stays in its place", "file", filepath.Join(dir, name), "err", err)
+		s.log.Warn("damaged file stays in its place", "file", filepath.Join(dir, name), "err", errors.Join(cause, err))
+		return
 	}
+	s.log.Warn("damaged file put aside", "file", filepath.Join(dir, name), "err", cause)
 }

@@ -279,6 +279,23 @@ func TestValues(t *testing.T) {
 	if ok, err := s.Get("tenure", &got); ok || err != nil || !strings.Contains(logged.String(), "level=WARN") {
 		t.Errorf("got %v, %v, log %q from a damaged value", ok, err, logged)
 	}
+	// What cannot be put aside is not said to be, and what cannot be reached is not damaged.
+	values := filepath.Join(dir, "values")
+	err := errors.Join(os.WriteFile(filepath.Join(values, "tenure"), []byte("{}"), 0o600), os.RemoveAll(filepath.Join(dir, "damaged")),
+		os.WriteFile(filepath.Join(dir, "damaged"), nil, 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	logged.Reset()
+	if ok, err := s.Get("tenure", &got); ok || err != nil || !strings.Contains(logged.String(), "stays in its place") || strings.Contains(logged.String(), "put aside") {
+		t.Errorf("got %v, %v, log %q from a damaged value that cannot be moved", ok, err, logged)
+	}
+	if err := errors.Join(os.RemoveAll(values), os.Symlink(values, values)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Get("tenure", &got); !errors.Is(err, syscall.ELOOP) {
+		t.Errorf("got %v from a folder that cannot be entered", err)
+	}
 }
 
 // A process that has used up its open files has not read anything damaged.

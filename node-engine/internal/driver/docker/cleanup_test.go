@@ -220,6 +220,22 @@ func TestShelf(t *testing.T) {
 	if err := openShelf(filepath.Join(file, "x"), quiet).add("a", "b", now); err == nil {
 		t.Error("noted in a file that cannot be written")
 	}
+	// One that cannot be read for a while is not damaged, and nothing of it is lost.
+	dir := filepath.Dir(file)
+	if err := errors.Join(os.Rename(dir, dir+".away"), os.Symlink(dir, dir)); err != nil {
+		t.Fatal(err)
+	}
+	var log strings.Builder
+	s = openShelf(file, slog.New(slog.NewTextHandler(&log, nil)))
+	if err := s.add("b", "sha256:2", now); !errors.Is(err, syscall.ELOOP) || !strings.Contains(log.String(), "cannot be read now") {
+		t.Errorf("noted: %v, said: %q", err, log.String())
+	}
+	if err := errors.Join(os.Remove(dir), os.Rename(dir+".away", dir), s.add("c", "sha256:3", now)); err != nil {
+		t.Fatal(err)
+	}
+	if got := openShelf(file, quiet).all(); len(got) != 3 || got["a"].ID != "sha256:1" {
+		t.Errorf("afterwards: %v", got)
+	}
 }
 
 // An image that does not fit beside what is there, which Docker says in the middle of its pull, gets the room of those that nobody uses.

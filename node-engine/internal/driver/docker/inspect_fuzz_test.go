@@ -63,7 +63,17 @@ func FuzzStats(f *testing.F) {
 func FuzzSystemFiles(f *testing.F) {
 	id := strings.Repeat("0123456789abcdef", 4)
 	dir := f.TempDir()
+	hosts := filepath.Join(dir, "hosts")
+	if err := os.WriteFile(hosts, []byte(strings.Repeat("127.0.0.1\tlocalhost\n", 9)), 0o600); err != nil {
+		f.Fatal(err)
+	}
 	f.Fuzz(func(t *testing.T, content string) {
+		if err := overwrite(hosts, content); err != nil {
+			t.Fatal(err)
+		}
+		if now, err := os.ReadFile(hosts); err != nil || string(now) != content {
+			t.Errorf("%q is in the file, %v, want %q", now, err, content)
+		}
 		r := resolver(content, "10.160.0.65", messages.Zone)
 		if strings.Count("\n"+r, "\nnameserver ") != 1 || resolver(r, "10.160.0.65", messages.Zone) != r {
 			t.Errorf("%q became %q, then %q", content, r, resolver(r, "10.160.0.65", messages.Zone))

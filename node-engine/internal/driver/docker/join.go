@@ -143,21 +143,36 @@ func (d *Driver) rejoin(ctx context.Context, cli *client.Client, spec driver.Spe
 }
 
 // writeNames tells whoever joins the sandbox where names are answered, and what its own name means. Docker has made both files; they are
-// written in place, because what is mounted into a container is the file and not its name.
+// written in place, because what is mounted into a container is the file and not its name. They are not synced: with each start of the sandbox, and so
+// after a power cut, Docker makes both anew and they are written again.
 func writeNames(j joined) error {
 	var errs []error
 	if j.DNS.IsValid() {
 		old, err := os.ReadFile(j.resolv)
 		if err == nil {
-			err = os.WriteFile(j.resolv, []byte(resolver(string(old), j.DNS.String(), j.Search)), 0o644) //nolint:gosec // every user in the container reads it
+			err = overwrite(j.resolv, resolver(string(old), j.DNS.String(), j.Search))
 		}
 		errs = append(errs, err)
 	}
 	old, err := os.ReadFile(j.hosts)
 	if err == nil {
-		err = os.WriteFile(j.hosts, []byte(hostsFile(string(old), j)), 0o644) //nolint:gosec // as above
+		err = overwrite(j.hosts, hostsFile(string(old), j))
 	}
 	return errors.Join(append(errs, err)...)
+}
+
+// overwrite gives a file that is there another content. It is cut last, and not emptied first: a full disk, which has room for what is there already, would
+// leave a container without a line of it.
+func overwrite(path, content string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(content)
+	if err == nil {
+		err = f.Truncate(int64(len(content)))
+	}
+	return errors.Join(err, f.Close())
 }
 
 // resolver is a resolv.conf that asks server, and looks for names in search before where old, the host's, does.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -29,63 +30,92 @@ const (
 )
 
 // shelf remembers which images this driver has brought, in a file. What is lost with the file is never removed; a damaged one counts as none, and
-// is put aside.
+// is put aside. One that cannot be read now stays as it is, and is read before anything is written in its place.
 type shelf struct {
 	file string // "": in memory only
+	log  *slog.Logger
 
 	mu     sync.Mutex // guards what follows
 	images map[string]pulled
 	noted  map[string]time.Time // Used as it is in the file
+	read   bool                 // the file, with all that it says
 }
 
 func openShelf(file string, log *slog.Logger) *shelf {
-	s := &shelf{file: file, images: map[string]pulled{}, noted: map[string]time.Time{}}
-	if file == "" {
-		return s
-	}
-	err := s.load()
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		aside := file + ".damaged"
-		log.Warn("damaged file put aside: the images that it names are not removed where nobody uses them", "file", aside, "err", err)
-		if err := os.Rename(file, aside); err != nil {
-			log.Warn("damaged file stays in its place", "file", file, "err", err)
-		}
-	}
-	if err != nil || s.images == nil { // nil: the file says null
-		s.images = map[string]pulled{}
-	}
-	for ref, p := range s.images {
-		s.noted[ref] = p.Used
+	s := &shelf{file: file, log: log, images: map[string]pulled{}, noted: map[string]time.Time{}, read: file == ""}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.readLocked(); err != nil {
+		log.Warn("file cannot be read now: until it can be, the images that it names are not removed where nobody uses them", "file", file, "err", err)
 	}
 	return s
 }
 
-func (s *shelf) load() error {
-	info, err := os.Lstat(s.file)
-	if err != nil {
+// errDamaged says that a file could be read, and what it says is nothing.
+var errDamaged = errors.New("damaged")
+
+// readLocked takes over what the file says, once. What has been noted since the start is newer.
+func (s *shelf) readLocked() error {
+	if s.read {
+		return nil
+	}
+	images, err := loadShelf(s.file)
+	switch {
+	case errors.Is(err, errDamaged):
+		aside := s.file + ".damaged"
+		if moved := os.Rename(s.file, aside); moved != nil {
+			s.log.Warn("damaged file stays in its place", "file", s.file, "err", errors.Join(err, moved))
+		} else {
+			s.log.Warn("damaged file put aside: the images that it names are not removed where nobody uses them", "file", aside, "err", err)
+		}
+	case err != nil && !errors.Is(err, os.ErrNotExist):
 		return err
+	}
+	s.read = true
+	for ref, p := range images {
+		if _, newer := s.images[ref]; !newer {
+			s.images[ref] = p
+		}
+		s.noted[ref] = p.Used
+	}
+	return nil
+}
+
+// loadShelf returns what a file says; errDamaged where that is nothing, or the card gives nothing.
+func loadShelf(file string) (images map[string]pulled, err error) {
+	info, err := os.Lstat(file)
+	if err != nil {
+		return nil, err
 	}
 	if !info.Mode().IsRegular() { // a pipe would block whoever opens it
-		return errors.New("not a regular file")
+		return nil, fmt.Errorf("not a regular file: %w", errDamaged)
 	}
-	f, err := os.Open(s.file)
+	f, err := os.Open(file)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer f.Close()
 	body, err := io.ReadAll(io.LimitReader(f, maxShelfFile+1))
+	if errors.Is(err, syscall.EIO) {
+		return nil, fmt.Errorf("%w: %w", errDamaged, err)
+	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if len(body) > maxShelfFile {
-		return fmt.Errorf("over %d bytes", maxShelfFile)
+		return nil, fmt.Errorf("over %d bytes: %w", maxShelfFile, errDamaged)
 	}
-	return json.Unmarshal(body, &s.images)
+	if err := json.Unmarshal(body, &images); err != nil {
+		return nil, fmt.Errorf("%w: %w", errDamaged, err)
+	}
+	return images, nil
 }
 
+// all returns what is noted, without a file that cannot be read now.
 func (s *shelf) all() map[string]pulled {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	_ = s.readLocked() // said when it was opened, and where something is noted
 	return maps.Clone(s.images)
 }
 
@@ -104,6 +134,7 @@ func (s *shelf) add(ref, id string, now time.Time) error {
 func (s *shelf) used(ref string, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	_ = s.readLocked() // as in all
 	p, ok := s.images[ref]
 	if !ok {
 		return
@@ -118,6 +149,7 @@ func (s *shelf) used(ref string, now time.Time) {
 func (s *shelf) forget(ref string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	_ = s.readLocked() // as in all
 	delete(s.images, ref)
 	delete(s.noted, ref)
 	_ = s.saveLocked() // it is found to be gone the next time
@@ -128,7 +160,11 @@ func (s *shelf) saveLocked() error {
 	if s.file == "" {
 		return nil
 	}
-	body, err := json.Marshal(s.images)
+	err := s.readLocked() // or it would be lost
+	body := []byte(nil)
+	if err == nil {
+		body, err = json.Marshal(s.images)
+	}
 	if err == nil {
 		err = os.MkdirAll(filepath.Dir(s.file), 0o700)
 	}
@@ -144,7 +180,7 @@ func (s *shelf) saveLocked() error {
 	return nil
 }
 
-// writeWhole puts a file in its place so that after a power cut it has the old or the new content.
+// writeWhole puts a file in its place so that after a power cut it has the new content, or the old one where this has not returned yet.
 func writeWhole(file string, body []byte) error {
 	f, err := os.OpenFile(file+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -157,5 +193,12 @@ func writeWhole(file string, body []byte) error {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(file+".new", file)
+	if err := os.Rename(file+".new", file); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(file))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
