@@ -156,32 +156,29 @@ func (n *Network) setLinksLocked(c Config, p *plane) error {
 	if err != nil {
 		return err
 	}
-	n.notedLocked(noIPv6)
-	n.noteOthersLocked(link.Conflicts(c.networks(), n.static.Name))
+	n.note(&n.noIPv6, "containers have no IPv6", noIPv6)
+	n.noteOthers(link.Conflicts(c.networks(), n.static.Name))
 	return nil
 }
 
-// noteOthersLocked notes who uses the network's range beside it.
-func (n *Network) noteOthersLocked(others error) {
-	if others == nil {
-		n.shared.Store(nil)
+// noteOthers notes who uses the network's range beside it. Where that cannot be seen, who was there is there as far as anybody knows.
+func (n *Network) noteOthers(others error) {
+	if _, somebody := errors.AsType[*link.ConflictError](others); others != nil && !somebody {
+		n.log.Warn("not known who else uses the network's range", "err", others)
 		return
 	}
-	who := others.Error()
-	if before := n.shared.Swap(&who); before == nil || *before != who {
-		n.log.Warn("somebody else has come to use the network's range", "err", others)
-	}
+	n.note(&n.shared, "somebody else has come to use the network's range", others)
 }
 
-// notedLocked keeps why there is no IPv6.
-func (n *Network) notedLocked(noIPv6 error) {
-	if noIPv6 == nil {
-		n.noIPv6.Store(nil)
+// note keeps why something is not as it shall be, nil where it is, and says it where that is news.
+func (n *Network) note(in *atomic.Pointer[string], what string, err error) {
+	if err == nil {
+		in.Store(nil)
 		return
 	}
-	why := noIPv6.Error()
-	if before := n.noIPv6.Swap(&why); before == nil || *before != why {
-		n.log.Warn("containers have no IPv6", "err", noIPv6)
+	why := err.Error()
+	if before := in.Swap(&why); before == nil || *before != why {
+		n.log.Warn(what, "err", err) //nolint:sloglint // each caller's is constant
 	}
 }
 

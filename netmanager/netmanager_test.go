@@ -121,7 +121,7 @@ func TestWithoutIPv6(t *testing.T) {
 	c := Config{Network6: netip.MustParsePrefix("fd5c:ae11:9::/48"), Blocks: []netip.Prefix{netip.MustParsePrefix("10.160.0.0/26"), netip.MustParsePrefix("fd5c:ae11:9::/122")}}
 	a := Attachment{ID: "web.0", Address: netip.MustParseAddr("10.160.0.2"), Address6: netip.MustParseAddr("fd5c:ae11:9::2")}
 	for range 2 {
-		n.notedLocked(errors.New("no firewall"))
+		n.note(&n.noIPv6, "no IPv6", errors.New("no firewall"))
 	}
 	if got, err := n.attachment(a, c); err != nil || !slices.Equal(got.Addresses, []netip.Addr{a.Address}) {
 		t.Errorf("got %v, %v", got.Addresses, err)
@@ -129,9 +129,28 @@ func TestWithoutIPv6(t *testing.T) {
 	if got := strings.Count(said.String(), "no IPv6"); got != 1 {
 		t.Errorf("said %d times", got)
 	}
-	n.notedLocked(nil)
+	n.note(&n.noIPv6, "", nil)
 	if got, err := n.attachment(a, c); err != nil || !slices.Equal(got.Addresses, []netip.Addr{a.Address, a.Address6}) {
 		t.Errorf("got %v, %v", got.Addresses, err)
+	}
+}
+
+// Links that cannot be listed are nobody who uses the range.
+func TestOthersThatCannotBeSeen(t *testing.T) {
+	var said bytes.Buffer
+	n := &Network{log: slog.New(slog.NewTextHandler(&said, nil))}
+	unseen, vpn := errors.New("link: list links: no buffer"), &link.ConflictError{Link: "wg0"}
+	for i, step := range []struct {
+		others error
+		shared bool
+	}{{unseen, false}, {errors.Join(vpn), true}, {unseen, true}, {nil, false}} {
+		n.noteOthers(step.others)
+		if got := n.shared.Load() != nil; got != step.shared {
+			t.Errorf("step %d: somebody uses it: %v", i, got)
+		}
+	}
+	if got := said.String(); strings.Count(got, "not known") != 2 || strings.Count(got, "wg0") != 1 {
+		t.Errorf("said %q", got)
 	}
 }
 
