@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -52,4 +53,28 @@ func TestMemoryThere(t *testing.T) {
 	if got := memoryThere("/"); got < 64<<20 {
 		t.Errorf("this machine: %d bytes", got)
 	}
+}
+
+// FuzzMemory holds for what a kernel may say in its files: the limit is none, or a number of bytes that can be, and the files are those below root.
+func FuzzMemory(f *testing.F) {
+	root := filepath.Join(f.TempDir(), "root")
+	files := []string{"proc/meminfo", "proc/self/cgroup", "sys/fs/cgroup/u/memory.max"}
+	for _, name := range files {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o700); err != nil {
+			f.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, "../memory.max"), []byte("7"), 0o600); err != nil { // nobody's
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, meminfo, cgroup, limit string) {
+		for i, content := range []string{meminfo, cgroup, limit} {
+			if err := os.WriteFile(filepath.Join(root, files[i]), []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if there := memoryThere(root); there < 0 || there == 7 && !strings.Contains(limit, "7") {
+			t.Errorf("%d bytes", there)
+		}
+	})
 }

@@ -106,10 +106,15 @@ func (r *record) read(content []byte) {
 			r.settled = true
 		case len(words) == 2 && words[0] == "user":
 			r.users = append(r.users, words[1])
-		case len(words) == 3 && words[0] == "was":
+		case len(words) == 3 && words[0] == "was" && isSwitch(words[1]):
 			r.entries = append(r.entries, entry{words[1], words[2]})
 		}
 	}
+}
+
+// isSwitch says whether a path can be one of the host's switches: what a damaged file says is written to no other place.
+func isSwitch(path string) bool {
+	return filepath.Clean(path) == path && (strings.HasPrefix(path, "ipv4/") || strings.HasPrefix(path, "ipv6/"))
 }
 
 // use enters an engine.

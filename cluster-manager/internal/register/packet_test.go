@@ -57,7 +57,11 @@ func FuzzParsePacket(f *testing.F) {
 		}
 		_, _, _ = p.event()
 		for _, allow := range []bool{true, false} {
-			if _, err := decodeIntroduction(p, allow); err != nil {
+			in, err := decodeIntroduction(p, allow)
+			if err == nil && (in.legacy && (!allow || messages.CheckName("name", string(in.info.Name)) != nil) || !in.legacy && in.info.Validate() != nil) {
+				t.Errorf("%q: taken: %+v", s, in)
+			}
+			if err != nil {
 				if _, ok := errors.AsType[*messages.Refusal](err); !ok {
 					t.Errorf("%q: %v is no refusal", s, err)
 				}

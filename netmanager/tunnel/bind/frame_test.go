@@ -2,6 +2,7 @@ package bind
 
 import (
 	"bytes"
+	"hash/maphash"
 	"net/netip"
 	"slices"
 	"testing"
@@ -109,6 +110,28 @@ func FuzzControl(f *testing.F) {
 		src, segment := control(bytes.Clone(oob))
 		if len(src) > len(oob) || segment < 0 || segment > 1<<16 {
 			t.Fatalf("got %d bytes of source and segments of %d", len(src), segment)
+		}
+	})
+}
+
+// FuzzHandshake holds for packets of any content that look like WireGuard's: of a message of a handshake without a proof of where it comes from one copy
+// passes, of an answer to nobody's question none, and all others as often as they come.
+func FuzzHandshake(f *testing.F) {
+	f.Add(append([]byte{initiation, 0, 0, 0}, make([]byte, initiationLength-4)...))
+	f.Add(append([]byte{initiation, 0, 0, 0}, bytes.Repeat([]byte{7}, initiationLength-4)...))
+	f.Add(append([]byte{response, 0, 0, 0}, make([]byte, responseLength-4)...))
+	f.Fuzz(func(t *testing.T, packet []byte) {
+		if !new(Bind).sealed(packet) {
+			return
+		}
+		h := handshakes{begun: map[uint32]*Peer{}, seed: maphash.MakeSeed()}
+		first, second := h.pass(packet), h.pass(packet)
+		want, again := packet[0] != response && (packet[0] != initiation || len(packet) == initiationLength), true
+		if packet[0] == initiation && want {
+			again = !bytes.Equal(packet[len(packet)-macLength:], make([]byte, macLength))
+		}
+		if first != want || second != (want && again) {
+			t.Errorf("%x passed: %v, %v", packet, first, second)
 		}
 	})
 }

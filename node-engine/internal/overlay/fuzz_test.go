@@ -85,3 +85,25 @@ func FuzzStored(f *testing.F) {
 		service.NewTable(table)
 	})
 }
+
+// FuzzReply holds for packets of any content: one is the answer to at most one request, of one family, and no request is an answer.
+func FuzzReply(f *testing.F) {
+	f.Fuzz(func(t *testing.T, packet []byte, id uint16) {
+		v4, v6 := isReply(packet, false, id), isReply(packet, true, id)
+		if v4 && v6 || (v4 || v6) && (isReply(packet, v6, id+1) || isReply(packet[:7], v6, id)) {
+			t.Errorf("%x is the answer to %d and to others", packet, id)
+		}
+		for _, v6 := range []bool{false, true} {
+			b := echo(v6, id)
+			if isReply(b, v6, id) {
+				t.Errorf("the request %x is its own answer", b)
+			}
+			if b[0] -= 8; v6 {
+				b[0] = 129
+			}
+			if !isReply(append(b, packet...), v6, id) {
+				t.Errorf("%x is no answer", b)
+			}
+		}
+	})
+}

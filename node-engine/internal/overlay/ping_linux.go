@@ -40,10 +40,6 @@ func ping(ctx context.Context, path string, to netip.Addr) (time.Duration, error
 	if _, err := conn.WriteTo(echo(to.Is6(), id), &net.IPAddr{IP: to.AsSlice()}); err != nil {
 		return 0, fmt.Errorf("ping %s: %w", to, err)
 	}
-	reply := byte(0)
-	if to.Is6() {
-		reply = 129
-	}
 	for buffer := make([]byte, 1500); ; {
 		n, _, err := conn.ReadFrom(buffer)
 		switch {
@@ -53,10 +49,19 @@ func ping(ctx context.Context, path string, to netip.Addr) (time.Duration, error
 			return 0, errNoReply
 		case err != nil:
 			return 0, fmt.Errorf("ping %s: %w", to, err)
-		case n >= 8 && buffer[0] == reply && binary.BigEndian.Uint16(buffer[4:]) == id:
+		case isReply(buffer[:n], to.Is6(), id):
 			return time.Since(begun), nil
 		}
 	}
+}
+
+// isReply reports whether a packet is the answer to the echo request of that number: everybody in the namespace is given everybody's.
+func isReply(packet []byte, v6 bool, id uint16) bool {
+	kind := byte(0)
+	if v6 {
+		kind = 129
+	}
+	return len(packet) >= 8 && packet[0] == kind && binary.BigEndian.Uint16(packet[4:]) == id
 }
 
 // echo is an echo request with a little to carry.

@@ -80,6 +80,23 @@ func FuzzRegister(f *testing.F) {
 	})
 }
 
+// FuzzBroker holds for whatever a Welcome names as a broker: it is refused in a few words, or it can be dialled, without the credentials of anybody.
+func FuzzBroker(f *testing.F) {
+	f.Fuzz(func(t *testing.T, text string) {
+		u, err := brokerURL(text, "manager.lan")
+		if err != nil {
+			return
+		}
+		if host, _, err := net.SplitHostPort(u.Host); err != nil || host == "" || u.Port() == "" || u.User != nil || u.Scheme != "tls" && u.Scheme != "tcp" && u.Scheme != "mqtt" {
+			t.Errorf("%q became %q", text, u)
+		}
+		again, err := brokerURL(u.String(), "elsewhere")
+		if err != nil || again.Host != u.Host {
+			t.Errorf("%q became %q, and that %v, %v", text, u, again, err)
+		}
+	})
+}
+
 // piped is a connection that gives what a broker has sent, and then ends.
 type piped struct {
 	net.Conn

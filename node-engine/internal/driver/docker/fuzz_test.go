@@ -97,3 +97,19 @@ func FuzzTally(f *testing.F) {
 		told.tell(true)
 	})
 }
+
+// FuzzReserve holds for a reserve of any text: it is refused, or it is a size that can be, and is written in a form that means the same.
+func FuzzReserve(f *testing.F) {
+	f.Fuzz(func(t *testing.T, text string) {
+		r, err := ParseReserve(text)
+		if err != nil {
+			return
+		}
+		if r.bytes < 0 || r.of(1<<40) < 0 || r.of(1<<62) < 0 {
+			t.Errorf("%q is %d of a large disk", text, r.of(1<<62))
+		}
+		if again, err := ParseReserve(r.String()); err != nil || again != r {
+			t.Errorf("%q is %s, and that %+v, %v", text, r, again, err)
+		}
+	})
+}
