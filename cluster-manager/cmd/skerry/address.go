@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"strings"
@@ -57,7 +58,8 @@ func parseBroker(s string) (*url.URL, error) {
 	if !known {
 		return nil, usagef("--broker %s: %s is no scheme of MQTT; want tcp://, ssl://, ws:// or wss://", u.Redacted(), u.Scheme)
 	}
-	if u.Hostname() == "" {
+	_, notIP := netip.ParseAddr(u.Hostname())
+	if u.Hostname() == "" || notIP != nil && strings.Contains(u.Hostname(), ":") { // a second port, which url.Parse lets through
 		return nil, usagef("--broker %s: want a host, such as tcp://127.0.0.1:1883", u.Redacted())
 	}
 	if u.Port() == "" {

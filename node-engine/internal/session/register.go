@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"strings"
 	"time"
 
 	"skerry.internal/messages"
@@ -154,8 +155,12 @@ func brokerURL(text, host string) (*url.URL, error) {
 		return nil, fmt.Errorf("broker %q: want a URL that begins with tcp:// or tls://", clip(text))
 	}
 	name := u.Hostname()
-	if ip, err := netip.ParseAddr(name); name == "" || (err == nil && ip.IsUnspecified()) {
+	ip, err := netip.ParseAddr(name)
+	switch {
+	case name == "" || err == nil && ip.IsUnspecified():
 		name = host
+	case err != nil && strings.Contains(name, ":"): // a second port, which url.Parse lets through
+		return nil, fmt.Errorf("broker %q: %q is no host", clip(text), clip(name))
 	}
 	u.Host = net.JoinHostPort(name, port)
 	u.User = nil // the credentials are those of the Welcome
