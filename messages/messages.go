@@ -25,6 +25,10 @@ const MaxPayload = 256 << 10
 // status all of its instances, so they may exceed MaxPayload.
 const MaxFromManager = 1 << 20
 
+// MaxPacket is the largest MQTT packet in bytes that a manager's broker takes from anybody, and so the largest that a node or an operator's command may be
+// sent: a payload with its topic and packet id.
+const MaxPacket = MaxFromManager + 4<<10
+
 // ErrTooLarge is wrapped by decoding errors of payloads above their limit.
 var ErrTooLarge = errors.New("payload too large")
 

@@ -155,7 +155,7 @@ func (m *Manager) open(ctx context.Context) error {
 	}
 	m.broker, err = broker.New(broker.Config{
 		Listeners: listeners, Listen: listen,
-		MaxPacket: messages.MaxFromManager + 4<<10, // and the topic
+		MaxPacket: messages.MaxPacket,
 		// The statuses of 10,000 nodes and 50,000 instances take about 80 MiB. Clients retain nothing but nodes their presence.
 		MaxRetained: 1 << 30, MaxClients: maxClients,
 		Authenticate: m.authenticate, Allow: m.rights.allow, OnPublish: m.onPublish, OnDisconnect: m.onDisconnect,

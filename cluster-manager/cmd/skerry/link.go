@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -11,6 +13,9 @@ import (
 	"time"
 
 	mqtt "github.com/eclipse/paho.mqtt.golang"
+	"golang.org/x/net/proxy"
+
+	"skerry.internal/messages/guard"
 )
 
 // address is where the broker is and who we are there.
@@ -79,7 +84,7 @@ func (l *link) options(a address) (*mqtt.ClientOptions, error) {
 	o.SetClientID("skerry-" + rand.Text()[:12])
 	o.SetProtocolVersion(4) // said, so that the library does not try 3.1 after a refusal
 	o.SetConnectTimeout(a.timeout)
-	o.SetDialer(&net.Dialer{Timeout: a.timeout})
+	o.SetCustomOpenConnectionFn(open)
 	o.SetWriteTimeout(10 * time.Second)
 	o.SetKeepAlive(15 * time.Second)
 	o.SetPingTimeout(10 * time.Second)
@@ -94,6 +99,35 @@ func (l *link) options(a address) (*mqtt.ClientOptions, error) {
 	})
 	o.SetConnectionLostHandler(func(_ mqtt.Client, err error) { l.fail(err) })
 	return o, nil
+}
+
+// open connects to a broker as the library would, by a proxy where the environment names one, and lets only what is guarded through to it.
+func open(u *url.URL, o mqtt.ClientOptions) (net.Conn, error) {
+	conn, err := openBare(u, o.TLSConfig, o.ConnectTimeout)
+	if err != nil {
+		return nil, err
+	}
+	return &guard.Conn{Conn: conn}, nil
+}
+
+func openBare(u *url.URL, config *tls.Config, timeout time.Duration) (net.Conn, error) {
+	if u.Scheme == "ws" || u.Scheme == "wss" {
+		return mqtt.NewWebsocket(u.String(), config, timeout, nil, nil)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	conn, err := proxy.Dial(ctx, "tcp", u.Host)
+	if err != nil || u.Scheme == "tcp" || u.Scheme == "mqtt" {
+		return conn, err
+	}
+	config = config.Clone()
+	config.ServerName = u.Hostname()
+	secured := tls.Client(conn, config)
+	if err := secured.HandshakeContext(ctx); err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return secured, nil
 }
 
 // receive queues a message. It is called by the library's reader and must not wait.
@@ -116,10 +150,14 @@ func (l *link) receive(m message) {
 func (l *link) fail(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.cause == nil {
-		l.cause = fmt.Errorf("%w: %w", errLost, err)
-		close(l.lost)
+	if l.cause != nil {
+		return
 	}
+	l.cause = fmt.Errorf("%w: %w", errLost, err)
+	if errors.Is(err, guard.ErrFrame) { // a new connection does no better
+		l.cause = err
+	}
+	close(l.lost)
 }
 
 // err returns why the link has ended, nil while it has not.
@@ -141,23 +179,18 @@ func (l *link) take() []message {
 // close ends the connection with a DISCONNECT.
 func (l *link) close() { l.client.Disconnect(100) }
 
-// subscribe returns once the broker has granted every filter.
+// subscribe returns once the broker has granted every filter. Each is asked for by itself, see guard.Conn.
 func (l *link) subscribe(ctx context.Context, filters ...string) error {
-	wanted := make(map[string]byte, len(filters))
-	for _, f := range filters {
-		wanted[f] = 1
+	tokens := make([]mqtt.Token, len(filters))
+	for i, filter := range filters {
+		tokens[i] = l.client.Subscribe(filter, 1, nil)
 	}
-	token := l.client.SubscribeMultiple(wanted, nil)
-	if err := l.wait(ctx, token); err != nil {
-		return fmt.Errorf("subscribe: %w", err)
-	}
-	sub, ok := token.(*mqtt.SubscribeToken)
-	if !ok {
-		return nil
-	}
-	for filter, code := range sub.Result() {
-		if code > 2 {
-			return fmt.Errorf("the broker does not let this user read %s", filter)
+	for i, token := range tokens {
+		if err := l.wait(ctx, token); err != nil {
+			return fmt.Errorf("subscribe: %w", err)
+		}
+		if sub, ok := token.(*mqtt.SubscribeToken); ok && sub.Result()[filters[i]] > 2 {
+			return fmt.Errorf("the broker does not let this user read %s", filters[i])
 		}
 	}
 	return nil
@@ -175,17 +208,20 @@ func (l *link) publish(ctx context.Context, topic string, payload []byte) error 
 func (l *link) wait(ctx context.Context, t mqtt.Token) error {
 	timer := time.NewTimer(l.timeout)
 	defer timer.Stop()
-	select {
-	case <-t.Done():
-		if err := t.Error(); err != nil && l.err() == nil {
-			return err
+	for done := t.Done(); ; {
+		select {
+		case <-done:
+			err := t.Error()
+			if _, connects := t.(*mqtt.ConnectToken); connects || err == nil {
+				return cmp.Or(err, l.err())
+			}
+			done = nil // it has ended with the connection; why that has is said next
+		case <-l.lost:
+			return l.err()
+		case <-timer.C:
+			return fmt.Errorf("%w: no answer within %s", errLost, l.timeout)
+		case <-ctx.Done():
+			return interrupted(ctx, "")
 		}
-		return l.err()
-	case <-l.lost:
-		return l.err()
-	case <-timer.C:
-		return fmt.Errorf("%w: no answer within %s", errLost, l.timeout)
-	case <-ctx.Done():
-		return interrupted(ctx, "")
 	}
 }

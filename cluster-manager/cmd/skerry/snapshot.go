@@ -17,6 +17,7 @@ type snapshot struct {
 	raw      map[string][]byte       // payloads by topic
 	live     []message               // what was said meanwhile and is not retained
 	problems []error                 // what could not be understood
+	size     int                     // bytes of all that came
 }
 
 // silence is how long a broker without a manager is listened to after it has answered.
@@ -51,6 +52,9 @@ func (l *link) retained(ctx context.Context, filters ...string) (*snapshot, erro
 		for _, m := range came {
 			s.add(m)
 		}
+		if s.size > maxQueued {
+			return nil, fmt.Errorf("the broker sent more than %d MiB of statuses", maxQueued>>20)
+		}
 		if s.cluster != nil {
 			return s, nil
 		}
@@ -73,6 +77,7 @@ func (l *link) retained(ctx context.Context, filters ...string) (*snapshot, erro
 
 // add takes one message; a later one replaces an earlier one, an empty one removes it.
 func (s *snapshot) add(m message) {
+	s.size += len(m.topic) + len(m.payload)
 	if m.topic == clusterTopic() {
 		s.addCluster(m)
 		return

@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"testing"
 
-	"github.com/eclipse/paho.mqtt.golang/packets"
 	"github.com/gorilla/websocket"
 
 	"skerry.internal/messages"
@@ -93,43 +92,6 @@ func FuzzBroker(f *testing.F) {
 		again, err := brokerURL(u.String(), "elsewhere")
 		if err != nil || again.Host != u.Host {
 			t.Errorf("%q became %q, and that %v, %v", text, u, again, err)
-		}
-	})
-}
-
-// piped is a connection that gives what a broker has sent, and then ends.
-type piped struct {
-	net.Conn
-	*bytes.Reader
-}
-
-func (p piped) Read(b []byte) (int, error) { return p.Reader.Read(b) }
-
-// FuzzGuard holds for bytes of any kind from a broker: what the guard lets through, paho decodes without a panic, into packets that take no more memory than
-// the contract's largest, and an answer to a SUBSCRIBE is to one filter.
-func FuzzGuard(f *testing.F) {
-	for _, b := range [][]byte{frame(0x20, 2, []byte{0, 0}), frame(0x90, 3, []byte{0, 1, 1}), frame(0x32, 9, []byte("\x00\x03a/b\x00\x01xy")), frame(0x40, 2, []byte{0, 1}), frame(0xd0, 0, nil),
-		frame(0x32, 2, []byte{0xff, 0xff}), frame(0x90, 4, []byte{0, 1, 1, 1}), {0x30, 0xff, 0xff, 0xff, 0x7f}} {
-		f.Add(b)
-		f.Add(append(frame(0x20, 2, []byte{0, 0}), b...))
-	}
-	f.Fuzz(func(t *testing.T, sent []byte) {
-		g := &guard{Conn: piped{Reader: bytes.NewReader(sent)}}
-		for {
-			p, err := packets.ReadPacket(g)
-			if err != nil {
-				return
-			}
-			switch p := p.(type) {
-			case *packets.PublishPacket:
-				if n := len(p.TopicName) + len(p.Payload); n > maxFrame || p.Qos > 1 {
-					t.Fatalf("%d bytes of QoS %d", n, p.Qos)
-				}
-			case *packets.SubackPacket:
-				if len(p.ReturnCodes) != 1 {
-					t.Fatalf("an answer to %d filters", len(p.ReturnCodes))
-				}
-			}
 		}
 	})
 }

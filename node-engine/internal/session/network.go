@@ -14,6 +14,7 @@ import (
 	"github.com/eclipse/paho.mqtt.golang/packets"
 
 	"skerry.internal/messages"
+	"skerry.internal/messages/guard"
 	"skerry.internal/messages/trust"
 )
 
@@ -67,7 +68,7 @@ func (n network) Connect(ctx context.Context, broker *url.URL, login Login, rece
 			return nil, err
 		}
 		unwatch = context.AfterFunc(ctx, func() { conn.Close() })
-		c.conn = &guard{Conn: conn}
+		c.conn = &guard.Conn{Conn: conn}
 		return c.conn, nil
 	})
 	c.client = mqtt.NewClient(opts)

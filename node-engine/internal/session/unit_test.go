@@ -3,12 +3,10 @@ package session
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -341,53 +339,6 @@ func TestRejectsAreSaidOnceAMinuteForATopic(t *testing.T) {
 			t.Errorf("a minute later: said %d lines, want %d", got, maxSaid+2)
 		}
 	})
-}
-
-func frame(first byte, length int, body []byte) []byte {
-	return append(binary.AppendUvarint([]byte{first}, uint64(length)), body...)
-}
-
-func TestGuardPassesWhatABrokerMaySend(t *testing.T) {
-	var stream []byte
-	stream = append(stream, frame(0x20, 2, []byte{0, 0})...)
-	stream = append(stream, frame(0x90, 3, []byte{0, 1, 1})...)
-	stream = append(stream, frame(0x32, 1<<20, bytes.Repeat([]byte{0xff}, 1<<20))...)
-	stream = append(stream, frame(0x40, 2, []byte{0, 1})...)
-	stream = append(stream, frame(0xd0, 0, nil)...)
-	near, far := net.Pipe()
-	go func() {
-		for b := stream; len(b) > 0; { // in pieces that split headers too
-			n := min(len(b), 1+len(b)%977)
-			far.Write(b[:n])
-			b = b[n:]
-		}
-		far.Close()
-	}()
-	got, err := io.ReadAll(&guard{Conn: near})
-	if err != nil || !bytes.Equal(got, stream) {
-		t.Errorf("got %d bytes, %v; want %d", len(got), err, len(stream))
-	}
-}
-
-func TestGuardStopsWhatKillsPaho(t *testing.T) {
-	for name, b := range map[string][]byte{
-		"a length of 256 MiB":         {0x30, 0xff, 0xff, 0xff, 0x7f},
-		"a length without end":        {0x30, 0xff, 0xff, 0xff, 0xff, 0x01},
-		"an answer to two filters":    frame(0x90, 4, []byte{0, 1, 1, 1}),
-		"an empty acknowledgement":    frame(0x40, 0, nil),
-		"QoS 2":                       frame(0x34, 5, nil),
-		"a CONNECT":                   frame(0x10, 2, nil),
-		"type 0":                      frame(0x00, 0, nil),
-		"a publish over the limit":    frame(0x30, maxFrame+1, nil),
-		"a good frame, then bad ones": append(frame(0x20, 2, []byte{0, 0}), 0xf0, 0x00),
-	} {
-		near, far := net.Pipe()
-		go func() { far.Write(b); far.Close() }()
-		if _, err := io.ReadAll(&guard{Conn: near}); err == nil {
-			t.Errorf("%s: got no error", name)
-		}
-		near.Close()
-	}
 }
 
 func TestComplaintsAreSaidOnce(t *testing.T) {

@@ -1,4 +1,6 @@
-package session
+// Package guard stands between a broker and a client library of MQTT: a node and the operator's command read a broker that may be anybody's, and the
+// library they share believes what a broker says. It opens no connection and knows no topic.
+package guard
 
 import (
 	"errors"
@@ -9,7 +11,7 @@ import (
 	"skerry.internal/messages"
 )
 
-// The types of MQTT packet that a broker may send to a node that subscribes with QoS 1.
+// The types of MQTT packet that a broker may send to a client that subscribes with QoS 1.
 const (
 	connack  = 2
 	publish  = 3
@@ -18,9 +20,13 @@ const (
 	pingresp = 13
 )
 
-// guard checks the frames of a broker before paho sees them: paho allocates whatever length a frame declares (up to 256 MiB), and
-// an acknowledgement of more subscriptions than were asked for ends the process.
-type guard struct {
+// ErrFrame is in what Read returns after a frame that is wrong. To connect again does not help.
+var ErrFrame = errors.New("the broker does not speak MQTT as it should")
+
+// Conn checks the frames of a broker before paho sees them: paho allocates whatever length a frame declares (up to 256 MiB), and
+// an acknowledgement of more subscriptions than were asked for ends the process. So each SUBSCRIBE of its user names one filter, of QoS 1 at most. The
+// frames of every manager's broker pass: they have messages.MaxPacket bytes at most. After a wrong one Read returns an ErrFrame that says which it was.
+type Conn struct {
 	net.Conn
 	kind   byte // of the frame whose header is being read; 0 before it
 	length int
@@ -29,12 +35,9 @@ type guard struct {
 	err    error
 }
 
-// maxFrame is the largest frame: a payload, its topic and the packet id.
-const maxFrame = messages.MaxFromManager + 1<<10
-
 // Read passes on what comes until a frame is wrong. After a local Close it says EOF, as paho ignores net.ErrClosed and would never
 // end.
-func (g *guard) Read(p []byte) (int, error) {
+func (g *Conn) Read(p []byte) (int, error) {
 	if g.err != nil {
 		return 0, g.err
 	}
@@ -48,7 +51,7 @@ func (g *guard) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (g *guard) check(b []byte) error {
+func (g *Conn) check(b []byte) error {
 	for len(b) > 0 {
 		if g.body > 0 {
 			n := min(g.body, len(b))
@@ -65,11 +68,11 @@ func (g *guard) check(b []byte) error {
 }
 
 // header takes the next byte of a frame's header: its type, then one to four bytes of length.
-func (g *guard) header(c byte) error {
+func (g *Conn) header(c byte) error {
 	if g.kind == 0 {
 		g.kind, g.length, g.shift = c>>4, 0, 0
 		if g.kind == 0 || (g.kind == publish && c&0x06 > 2) {
-			return fmt.Errorf("the broker sent a frame of type 0x%02x", c)
+			return fmt.Errorf("%w: it sent a frame of type 0x%02x", ErrFrame, c)
 		}
 		return nil
 	}
@@ -79,7 +82,7 @@ func (g *guard) header(c byte) error {
 		return nil
 	}
 	if c&0x80 != 0 || !sane(g.kind, g.length) {
-		return fmt.Errorf("the broker sent a frame of type %d and %d bytes", g.kind, g.length)
+		return fmt.Errorf("%w: it sent a frame of type %d and %d bytes", ErrFrame, g.kind, g.length)
 	}
 	g.body, g.kind = g.length, 0
 	return nil
@@ -90,7 +93,7 @@ func sane(kind byte, length int) bool {
 	case connack, puback:
 		return length == 2
 	case publish:
-		return length <= maxFrame
+		return length <= messages.MaxPacket
 	case suback:
 		return length == 3 // one filter a SUBSCRIBE
 	case pingresp:
