@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -75,6 +77,19 @@ func TestHostileToSkerry(t *testing.T) {
 		run(idle, "node", "status", name)
 		run(idle, "network", "services", name)
 	}
+	for _, flags := range [][]string{nil, {"--json"}} {
+		hostileEvents(t, publish, exec.Command(filepath.Join(l.dir, "skerry"), append(flags, "events", "--broker", "tcp://"+m.addr)...), flags != nil)
+	}
+	for i, payload := range hostileOn(messages.InformationTopic, "") {
+		if i%64 == 1 { // two programs each
+			publish(messages.Topic{Kind: messages.InformationTopic, Node: "good"}, payload, true)
+			run(idle, "node", "status", "good", "--telemetry")
+			out := run(idle, "node", "status", "good", "--telemetry", "--json")
+			if i := strings.Index(out, `{"node":"good"`); i < 0 || json.NewDecoder(strings.NewReader(out[i:])).Decode(new(messages.NodeStatus)) != nil {
+				t.Errorf("with the telemetry %.100q: …%s", payload, out[max(0, len(out)-2000):])
+			}
+		}
+	}
 	answer := func(kind messages.Kind, last any) func() {
 		return func() {
 			var asked struct {
@@ -112,5 +127,52 @@ func TestHostileToSkerry(t *testing.T) {
 			publish(messages.Topic{Kind: messages.NetworkTopic}, payload, true)
 			run(idle, "network", "guest", "list")
 		}
+	}
+}
+
+// hostileEvents publishes events that make no sense, and one that does, until the command has shown that twice.
+func hostileEvents(t *testing.T, publish func(messages.Topic, []byte, bool), cmd *exec.Cmd, programs bool) {
+	var problems strings.Builder
+	cmd.Stderr = &problems
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := time.AfterFunc(soon, func() { _ = cmd.Process.Kill() })
+	defer late.Stop()
+	topic := messages.Topic{Kind: messages.EventTopic, Event: messages.InstanceState}
+	payloads := append(hostileOn(messages.EventTopic, ""), messages.Encode(messages.Event{Kind: messages.InstanceState, Job: "good", Instance: "good.0.0", State: messages.Running, Message: "good.0.0"}))
+	shown := make(chan struct{})
+	go func() {
+		defer close(shown)
+		good := 0
+		s := bufio.NewScanner(out)
+		s.Buffer(nil, 1<<22)
+		for s.Scan() {
+			if programs && !json.Valid(s.Bytes()) {
+				t.Errorf("no JSON: %.100q", s.Text())
+			}
+			if strings.Contains(s.Text(), "good.0.0") {
+				if good++; good == 2 {
+					_ = cmd.Process.Signal(os.Interrupt)
+				}
+			}
+		}
+	}()
+	for again := true; again; {
+		for _, payload := range payloads {
+			publish(topic, payload, false)
+		}
+		select {
+		case <-shown:
+			again = false
+		case <-time.After(50 * time.Millisecond): // it may not have subscribed yet
+		}
+	}
+	if _ = cmd.Wait(); cmd.ProcessState.ExitCode() != 130 || !strings.Contains(problems.String(), "an event cannot be understood") {
+		t.Errorf("events: %s: …%s", cmd.ProcessState, problems.String()[max(0, problems.Len()-2000):])
 	}
 }

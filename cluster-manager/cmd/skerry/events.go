@@ -91,13 +91,13 @@ func (l *link) each(ctx context.Context, tick func() error, f func(message) (las
 }
 
 func (a *app) printEvent(m message) error {
-	if a.json {
-		return line(a.out, m.payload)
-	}
 	var e messages.Event
 	if err := messages.DecodeFromManager(m.payload, &e); err != nil {
 		fmt.Fprintf(a.err, "skerry: an event cannot be understood: %s: %v\n", m.topic, err)
 		return nil
+	}
+	if a.json {
+		return line(a.out, m.payload)
 	}
 	_, err := fmt.Fprintln(a.out, a.style().Event(e))
 	return err

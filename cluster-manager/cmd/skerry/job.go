@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"time"
@@ -62,19 +64,23 @@ func (a *app) printJob(name string, raw []byte) error {
 	if raw == nil {
 		return fmt.Errorf("there is no job %s; skerry job list shows those there are", name)
 	}
-	if a.json {
-		return line(a.out, raw)
-	}
 	var j messages.JobStatus
 	if err := messages.DecodeFromManager(raw, &j); err != nil {
 		return fmt.Errorf("the status of %s cannot be understood: %w", name, err)
+	}
+	if a.json {
+		return line(a.out, raw)
 	}
 	_, err := fmt.Fprint(a.out, a.style().Job(j))
 	return err
 }
 
-// line writes one payload as it came.
+// line writes one payload of JSON as it came, on one line.
 func line(w io.Writer, raw []byte) error {
-	_, err := fmt.Fprintf(w, "%s\n", raw)
+	var one bytes.Buffer
+	if err := json.Compact(&one, raw); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "%s\n", one.Bytes())
 	return err
 }

@@ -137,12 +137,12 @@ func (a *app) printService(name string, raw []byte) error {
 	if raw == nil {
 		return fmt.Errorf("%s is no service of the network; skerry network services shows those there are", name)
 	}
-	if a.json {
-		return line(a.out, raw)
-	}
 	var e messages.ServiceEntry
 	if err := messages.DecodeFromManager(raw, &e); err != nil {
 		return fmt.Errorf("the service %s cannot be understood: %w", name, err)
+	}
+	if a.json {
+		return line(a.out, raw)
 	}
 	_, err := fmt.Fprint(a.out, a.style().Service(e))
 	return err

@@ -117,12 +117,6 @@ func (l *link) telemetry(ctx context.Context, topic string, patience time.Durati
 
 // printNode prints the status; as JSON with the telemetry in it only where that was asked for.
 func (a *app) printNode(n messages.NodeStatus, raw, measured []byte, await bool) error {
-	if a.json {
-		if await && measured != nil {
-			raw = messages.Splice(bytes.TrimSpace(raw), "telemetry", measured)
-		}
-		return line(a.out, raw)
-	}
 	var t *messages.Telemetry
 	if measured != nil {
 		t = &messages.Telemetry{}
@@ -130,6 +124,12 @@ func (a *app) printNode(n messages.NodeStatus, raw, measured []byte, await bool)
 			fmt.Fprintln(a.err, "skerry: telemetry cannot be understood:", err)
 			t = nil
 		}
+	}
+	if a.json {
+		if await && t != nil {
+			raw = messages.Splice(bytes.TrimSpace(raw), "telemetry", measured)
+		}
+		return line(a.out, raw)
 	}
 	_, err := fmt.Fprint(a.out, a.style().Node(n, t))
 	return err
