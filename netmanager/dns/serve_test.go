@@ -300,23 +300,6 @@ func TestNobodyWaitsForOthers(t *testing.T) {
 	}
 }
 
-func TestGarbage(t *testing.T) {
-	_, addr := start(t, Config{})
-	for _, network := range []string{"udp", "tcp"} {
-		for _, junk := range []string{"", "x", strings.Repeat("\xff", 5000), "\x00\x00", "\x00\x0c\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00", "\xff\xff\x00"} {
-			conn, err := net.Dial(network, addr.String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			conn.Write([]byte(junk))
-			conn.Close()
-		}
-		if got := brief(exchange(t, network, addr, "web.skerry.internal.", wire.TypeA)); got != "A 10.172.0.1" {
-			t.Errorf("%s: got %q", network, got)
-		}
-	}
-}
-
 // One client cannot take all connections.
 func TestConnections(t *testing.T) {
 	_, addr := start(t, Config{})
