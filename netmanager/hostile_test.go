@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 	wgconn "golang.zx2c4.com/wireguard/conn"
@@ -22,6 +24,9 @@ import (
 	"skerry.internal/netmanager/nettest"
 	"skerry.internal/netmanager/tunnel"
 )
+
+// hostileMemory bounds the heap of nodes, peers and attackers together, in bytes.
+const hostileMemory = 256 << 20
 
 // Whatever a peer seals, a stranger sends or a thief repeats: a node counts it, no container sees it, and no flow of others loses an answer.
 func TestHostilePeer(t *testing.T) {
@@ -135,6 +140,38 @@ func TestHostilePeer(t *testing.T) {
 		got := after(t, "garbage").Tunnel
 		if got.Ignored-before.Ignored < none {
 			t.Errorf("counted %d datagrams that are none of WireGuard's, sent %d", got.Ignored-before.Ignored, none)
+		}
+	})
+
+	t.Run("handshakes", func(t *testing.T) {
+		i := slices.IndexFunc(stolen, func(b []byte) bool {
+			return len(b) == wgdevice.MessageInitiationSize && b[0] == wgdevice.MessageInitiationType
+		})
+		if i < 0 {
+			t.Fatal("none was stolen")
+		}
+		flows.slowest()
+		for round := range 100 {
+			for n := range 200 { // a socket's room
+				datagram := bytes.Clone(stolen[i]) // the key's own work for the node, or a cookie when it has much of it
+				if n%2 == 0 {
+					datagram[len(datagram)-32+n%16]++ // within the first MAC
+				}
+				if _, err := thief.Write(datagram); err != nil {
+					t.Fatal(err)
+				}
+			}
+			flows.goOn(t, fmt.Sprintf("a flood of handshakes, round %d", round))
+		}
+		after(t, "a flood of handshakes")
+		var m runtime.MemStats
+		if runtime.ReadMemStats(&m); m.HeapSys > hostileMemory {
+			t.Errorf("the heap has taken %d bytes, at most %d", m.HeapSys, hostileMemory)
+		}
+		if slowest := flows.slowest(); slowest > time.Second {
+			t.Errorf("an answer took %s", slowest)
+		} else {
+			t.Logf("the slowest answer took %s, the heap has %d MiB", slowest, m.HeapSys>>20)
 		}
 	})
 
