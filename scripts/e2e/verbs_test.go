@@ -232,8 +232,9 @@ func TestBadChangeGoesBack(t *testing.T) {
 	sick.Update.Timeout = messages.Duration(8 * time.Second)
 	sick.Health.StartPeriod = messages.Duration(time.Second)
 	r := l.last(l.send(deployCommand(sick)))
-	if r.Phase != messages.Failed || r.Code != messages.Unhealthy || !strings.Contains(r.Message, "503") {
-		t.Errorf("got %s %s %q, want failed unhealthy with the reason", r.Phase, r.Code, r.Message)
+	// The time ends while it runs, or while it is started once more, where containers take long.
+	if r.Phase != messages.Failed || (r.Code != messages.Unhealthy && r.Code != messages.Timeout) || !strings.Contains(r.Message, "503") {
+		t.Errorf("got %s %s %q, want failed unhealthy, or timeout, with the reason", r.Phase, r.Code, r.Message)
 	}
 	l.waitJob("web", "is as before", func(s messages.JobStatus) bool { return s.State == messages.JobRunning && len(s.Instances) == 2 })
 	if after := l.containers(a); !maps.Equal(before, after) {
