@@ -157,10 +157,9 @@ func (w diskWrites) forget() {
 	}
 }
 
-// freeze waits for some writes, at most the given number, and takes two states of a program's directory, one to three writes apart.
-func freeze(t *testing.T, rng *rand.Rand, p *process, dir string, w diskWrites, most int) (first, second map[string][]byte) {
+// freeze takes two states of a program's directory, one to three writes apart.
+func freeze(t *testing.T, rng *rand.Rand, p *process, dir string, w diskWrites) (first, second map[string][]byte) {
 	t.Helper()
-	w.await(t, 1+rng.IntN(most))
 	stop(t, p)
 	first = read(t, dir)
 	w.forget()
@@ -326,8 +325,9 @@ func TestManagerStartsFromAnyMoment(t *testing.T) {
 	w := watchWrites(t, filepath.Join(l.dir, "manager"))
 	for i := range managerFreezes {
 		rng := rand.New(rand.NewPCG(seed, uint64(i)))
-		acked := g.copy(ackedOf)
-		first, second := freeze(t, rng, l.manager, filepath.Join(l.dir, "manager"), w, managerWrites)
+		w.await(t, 1+rng.IntN(managerWrites))
+		acked := g.copy(ackedOf) // no sooner: a write that is under way was not to be acknowledged
+		first, second := freeze(t, rng, l.manager, filepath.Join(l.dir, "manager"), w)
 		sent := g.copy(sentOf)
 		mixed, isTorn := managersMixture(rng, first, second)
 		if isTorn {
@@ -417,11 +417,12 @@ func TestEngineStartsFromAnyMoment(t *testing.T) {
 	w := watchWrites(t, filepath.Join(data, "instances"), filepath.Join(data, "values"))
 	for i := range engineFreezes {
 		rng := rand.New(rand.NewPCG(seed, uint64(i)))
+		w.await(t, 1+rng.IntN(engineWrites))
 		acked := map[string]int{}
 		for id, rev := range m.reported() {
 			acked[string(id)] = int(rev)
 		}
-		first, second := freeze(t, rng, p, data, w, engineWrites)
+		first, second := freeze(t, rng, p, data, w)
 		sent := g.copy(sentOf)
 		for j, files := range []map[string][]byte{first, enginesMixture(rng, first, second)} {
 			points = append(points, frozen{dir: filepath.Join(l.dir, fmt.Sprintf("point-%d-%d", i, j)), acked: acked, sent: sent, torn: j == 1, everything: files})
