@@ -179,3 +179,23 @@ func TestExitCodes(t *testing.T) {
 		}
 	}
 }
+
+// FuzzParse holds for flags of any content: they are refused as such, or make a configuration that a manager takes.
+func FuzzParse(f *testing.F) {
+	f.Fuzz(func(t *testing.T, core, network, network6, stun, lost string) {
+		args := []string{"--core", core, "--network", network, "--network6", network6, "--stun", stun}
+		cfg, show, err := parse(args, func(k string) string { return map[string]string{"SKERRY_LOST_AFTER": lost}[k] }, io.Discard)
+		if err != nil {
+			if !errors.Is(err, errUsage) {
+				t.Errorf("%v is no usage", err)
+			}
+			return
+		}
+		if err := cfg.Validate(); show || err != nil {
+			t.Errorf("taken, and then: %v", err)
+		}
+		if !cfg.Network.Addr().Is4() || cfg.Network != cfg.Network.Masked() || cfg.LostAfter <= 0 {
+			t.Errorf("got %s, %s", cfg.Network, cfg.LostAfter)
+		}
+	})
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"log/slog"
+	neturl "net/url"
 	"strings"
 	"testing"
 )
@@ -76,4 +77,25 @@ func TestRunEndsWithItsContextAndLogsJSON(t *testing.T) {
 	if err := run(ctx, []string{"--manager", "http://m", "--data", "/proc/nothing"}, &out, &log); err == nil || errors.Is(err, errUsage) {
 		t.Errorf("no place for data: got %v, want an error", err)
 	}
+}
+
+// FuzzParse holds for an environment of any content: it is refused with a word on what is wrong, or what it says is a configuration that an engine takes.
+func FuzzParse(f *testing.F) {
+	f.Fuzz(func(t *testing.T, url, label, port, reserve string) {
+		env := map[string]string{"SKERRY_MANAGER": url, "SKERRY_LABEL": label, "SKERRY_OVERLAY_PORT": port, "SKERRY_IMAGE_RESERVE": reserve, "SKERRY_DATA": "x"}
+		var said strings.Builder
+		opts, err := parse(nil, func(k string) string { return env[k] }, &said)
+		if err != nil {
+			if !errors.Is(err, errUsage) || !strings.Contains(said.String(), "node-engine:") {
+				t.Errorf("%v: %q", err, said.String())
+			}
+			return
+		}
+		if err := opts.Validate(); err != nil || said.Len() > 0 || len(opts.Labels) > 1+strings.Count(label, ",") {
+			t.Errorf("taken: %v, %v, %q", opts.Labels, err, said.String())
+		}
+		if u, err := neturl.Parse(opts.Manager); err != nil || u.Hostname() == "" {
+			t.Errorf("the manager is %q", opts.Manager)
+		}
+	})
 }

@@ -79,9 +79,16 @@ func FuzzRegister(f *testing.F) {
 	})
 }
 
-// FuzzBroker holds for whatever a Welcome names as a broker: it is refused in a few words, or it can be dialled, without the credentials of anybody.
+// FuzzBroker holds for whatever a Welcome names as a broker: it is refused in a few words, or it can be dialled, without the credentials of anybody. For
+// what an operator names as the manager the same.
 func FuzzBroker(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
+		if m, err := ManagerURL(text); err == nil {
+			again, err := ManagerURL(m.String())
+			if err != nil || again.String() != m.String() || m.Port() == "" || m.Hostname() == "" {
+				t.Errorf("%q became %q, and that %v, %v", text, m, again, err)
+			}
+		}
 		u, err := brokerURL(text, "manager.lan")
 		if err != nil {
 			return

@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
-	"strings"
 	"time"
 
 	"skerry.internal/messages"
@@ -155,11 +154,10 @@ func brokerURL(text, host string) (*url.URL, error) {
 		return nil, fmt.Errorf("broker %q: want a URL that begins with tcp:// or tls://", clip(text))
 	}
 	name := u.Hostname()
-	ip, err := netip.ParseAddr(name)
-	switch {
-	case name == "" || err == nil && ip.IsUnspecified():
+	if ip, err := netip.ParseAddr(name); name == "" || (err == nil && ip.IsUnspecified()) {
 		name = host
-	case err != nil && strings.Contains(name, ":"): // a second port, which url.Parse lets through
+	}
+	if !isHost(name) {
 		return nil, fmt.Errorf("broker %q: %q is no host", clip(text), clip(name))
 	}
 	u.Host = net.JoinHostPort(name, port)

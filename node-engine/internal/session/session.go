@@ -17,6 +17,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/netip"
 	"net/url"
 	"strings"
 	"sync/atomic"
@@ -131,13 +133,19 @@ func ManagerURL(s string) (*url.URL, error) {
 	if err != nil {
 		return nil, fmt.Errorf("manager: %w", err)
 	}
-	if (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" {
+	if (u.Scheme != "http" && u.Scheme != "https") || !isHost(u.Hostname()) {
 		return nil, fmt.Errorf("manager %q: want a URL such as http://manager:10100", s)
 	}
 	if u.Port() == "" {
-		u.Host += ":10100"
+		u.Host = net.JoinHostPort(u.Hostname(), "10100")
 	}
 	return u, nil
+}
+
+// isHost reports whether a URL's host can be one: url.Parse lets a second port through as a part of it.
+func isHost(name string) bool {
+	_, err := netip.ParseAddr(name)
+	return name != "" && (err == nil || !strings.Contains(name, ":"))
 }
 
 // Refresh makes the node register again soon, without an interruption of its session, so that its manager learns new facts.
