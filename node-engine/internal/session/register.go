@@ -157,7 +157,7 @@ func brokerURL(text, host string) (*url.URL, error) {
 	if ip, err := netip.ParseAddr(name); name == "" || (err == nil && ip.IsUnspecified()) {
 		name = host
 	}
-	if !isHost(name) {
+	if !isHost(name) || u.Opaque != "" { // tcp:host without slashes
 		return nil, fmt.Errorf("broker %q: %q is no host", clip(text), clip(name))
 	}
 	u.Host = net.JoinHostPort(name, port)
