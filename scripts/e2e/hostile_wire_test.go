@@ -110,7 +110,13 @@ func each[T any](items []T, atOnce int, f func(T)) {
 
 // say opens a connection, says something, hears for a moment what comes, and leaves without a word.
 func (h *hostile) say(addr string, parts ...[]byte) {
+	if h.secured != nil && addr == h.mqtt {
+		addr = h.mqtts
+	}
 	conn, err := net.DialTimeout("tcp", addr, soon)
+	if err == nil && h.secured != nil {
+		conn, err = h.handshake(conn, addr)
+	}
 	if err != nil {
 		h.t.Errorf("dial %s: %v", addr, err)
 		return
@@ -355,15 +361,14 @@ func (h *hostile) polling(packets []string) {
 
 // halfOpen opens connections that say nothing, half of them to each port, and looks that new clients are served meanwhile.
 func (h *hostile) halfOpen() {
-	n := halfOpen
-	var limit unix.Rlimit
+	var limit unix.Rlimit // which raiseFiles has made as high as may be
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		h.t.Error(err)
 		return
 	}
-	if room := int(min(limit.Cur, 1<<20)) - 500; n > room {
-		n = room
-		h.t.Logf("only %d half-open connections: the limit of descriptors is %d", n, limit.Cur)
+	n := min(halfOpen, int(min(limit.Cur, 1<<20))-500)
+	if n < halfOpen {
+		h.t.Errorf("%d connections cannot be opened, only %d: the hard limit of descriptors is %d here, and has to be %d", halfOpen, n, limit.Cur, halfOpen+500)
 	}
 	conns := make(chan net.Conn, n)
 	each(make([]struct{}, n/2), 16, func(struct{}) {

@@ -105,8 +105,8 @@ func importImage(dir, program, image string, changes ...string) error {
 }
 
 func TestMain(m *testing.M) {
-	if addr := os.Getenv(witnessAt); addr != "" {
-		fmt.Fprintln(os.Stderr, "witness:", bearWitness(addr))
+	if broker := os.Getenv(witnessAt); broker != "" {
+		fmt.Fprintln(os.Stderr, "witness:", bearWitness(broker, os.Getenv(witnessCA)))
 		os.Exit(1)
 	}
 	// This machine's own network is not the tests': labs in namespaces ask for theirs.
