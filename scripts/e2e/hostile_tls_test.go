@@ -3,10 +3,12 @@ package e2e
 import (
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"strings"
 	"sync"
@@ -133,10 +135,8 @@ func (h *hostile) stall(meanwhile func()) {
 			_ = conn.SetReadDeadline(time.Now().Add(soon))
 			wg.Go(func() {
 				defer conn.Close()
-				if _, err := io.Copy(io.Discard, conn); err != nil {
-					if ne, ok := err.(net.Error); ok && ne.Timeout() {
-						h.t.Errorf("%s: a handshake that stalls is kept for %s", addr, soon)
-					}
+				if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+					h.t.Errorf("%s: a handshake that stalls is kept for %s", addr, soon)
 				}
 			})
 		}
