@@ -35,8 +35,11 @@ func (st *State) loadFloor(key string, value []byte) error {
 		st.common = f.Generation
 		return nil
 	}
+	if err := messages.CheckName("job", key); err != nil {
+		return err
+	}
 	st.Floors[messages.JobName(key)] = f
-	return messages.CheckName("job", key)
+	return nil
 }
 
 // Floor returns the least generation that a new job of this name may use.

@@ -56,4 +56,7 @@ func TestFloors(t *testing.T) {
 			t.Errorf("%s is taken", value)
 		}
 	}
+	if err := st.loadFloor("No Name", []byte(`{"generation":7}`)); err == nil || st.Floor("No Name") == 7 {
+		t.Errorf("a floor under no name: %v, and it counts: %d", err, st.Floor("No Name"))
+	}
 }

@@ -197,7 +197,7 @@ func (c *Core) Presence(id messages.NodeID, link any, p messages.Presence, now t
 	c.links[id] = link
 	c.net.Connected(id, link)
 	n.BootID = p.BootID
-	if p.Epoch == n.Epoch && p.Rev > c.st.Rev { // our disk is older than what the node has heard from us
+	if p.Epoch == n.Epoch && p.Rev > c.st.Rev && n.Epoch < math.MaxUint64 { // our disk is older than what the node has heard from us
 		n.Epoch++
 		n.Agreed = false
 		c.st.PutNode(n)
