@@ -59,7 +59,7 @@ func parseBroker(s string) (*url.URL, error) {
 		return nil, usagef("--broker %s: %s is no scheme of MQTT; want tcp://, ssl://, ws:// or wss://", u.Redacted(), u.Scheme)
 	}
 	_, notIP := netip.ParseAddr(u.Hostname())
-	if u.Hostname() == "" || notIP != nil && strings.Contains(u.Hostname(), ":") { // a second port, which url.Parse lets through
+	if u.Hostname() == "" || notIP != nil && strings.ContainsAny(u.Hostname(), ":[]") { // a second port, or brackets, which url.Parse lets through
 		return nil, usagef("--broker %s: want a host, such as tcp://127.0.0.1:1883", u.Redacted())
 	}
 	if u.Port() == "" {

@@ -142,10 +142,10 @@ func ManagerURL(s string) (*url.URL, error) {
 	return u, nil
 }
 
-// isHost reports whether a URL's host can be one: url.Parse lets a second port through as a part of it.
+// isHost reports whether a URL's host can be one: url.Parse lets a second port and brackets through as parts of it.
 func isHost(name string) bool {
 	_, err := netip.ParseAddr(name)
-	return name != "" && (err == nil || !strings.Contains(name, ":"))
+	return name != "" && (err == nil || !strings.ContainsAny(name, ":[]"))
 }
 
 // Refresh makes the node register again soon, without an interruption of its session, so that its manager learns new facts.
