@@ -142,10 +142,16 @@ func ManagerURL(s string) (*url.URL, error) {
 	return u, nil
 }
 
-// isHost reports whether a URL's host can be one: url.Parse lets a second port and brackets through as parts of it.
+// isHost reports whether a URL's host can be one: url.Parse lets a second port and brackets through as parts of it, and zones that it does not write
+// in a form that it reads.
 func isHost(name string) bool {
-	_, err := netip.ParseAddr(name)
-	return name != "" && (err == nil || !strings.ContainsAny(name, ":[]"))
+	ip, err := netip.ParseAddr(name)
+	if err != nil {
+		return name != "" && !strings.ContainsAny(name, ":[]")
+	}
+	return !strings.ContainsFunc(ip.Zone(), func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_' && r != '.'
+	})
 }
 
 // Refresh makes the node register again soon, without an interruption of its session, so that its manager learns new facts.
