@@ -68,6 +68,9 @@ func parseBroker(s string) (*url.URL, error) {
 	if strings.HasPrefix(u.Scheme, "ws") && (u.Path == "" || u.Path == "/") {
 		u.Path = "/mqtt"
 	}
+	if _, err := url.Parse(u.String()); err != nil { // a zone that is written in no form that is read
+		return nil, usagef("--broker: %w", err)
+	}
 	return u, nil
 }
 
