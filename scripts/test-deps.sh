@@ -21,6 +21,7 @@ needs=(
   iproute2:ss
   iptables:iptables-legacy-restore
   iputils-ping:ping
+  openssl:openssl
   shellcheck:shellcheck
   bsdutils:script
   util-linux:setpriv

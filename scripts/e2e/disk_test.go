@@ -149,11 +149,20 @@ func (w diskWrites) await(t *testing.T, n int) {
 }
 
 // forget leaves out what has been written until now.
-func (w diskWrites) forget() {
-	_ = w.f.SetReadDeadline(time.Unix(1, 0))
-	var events [4096]byte
-	for err := error(nil); err == nil; {
-		_, err = w.f.Read(events[:])
+func (w diskWrites) forget(t *testing.T) {
+	t.Helper()
+	raw, err := w.f.SyscallConn()
+	if err == nil {
+		err = errors.Join(w.f.SetReadDeadline(time.Time{}), raw.Read(func(fd uintptr) bool {
+			var events [4096]byte
+			for n := 1; n > 0; {
+				n, _ = unix.Read(int(fd), events[:])
+			}
+			return true
+		}))
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -162,7 +171,7 @@ func freeze(t *testing.T, rng *rand.Rand, p *process, dir string, w diskWrites) 
 	t.Helper()
 	stop(t, p)
 	first = read(t, dir)
-	w.forget()
+	w.forget(t)
 	resume(t, p)
 	w.await(t, 1+rng.IntN(3))
 	stop(t, p)

@@ -208,18 +208,19 @@ func (l *link) publish(ctx context.Context, topic string, payload []byte) error 
 func (l *link) wait(ctx context.Context, t mqtt.Token) error {
 	timer := time.NewTimer(l.timeout)
 	defer timer.Stop()
+	var err error
 	for done := t.Done(); ; {
 		select {
 		case <-done:
-			err := t.Error()
+			err = t.Error()
 			if _, connects := t.(*mqtt.ConnectToken); connects || err == nil {
 				return cmp.Or(err, l.err())
 			}
-			done = nil // it has ended with the connection; why that has is said next
+			done = nil // it has most likely ended with the connection; why that has is said next
 		case <-l.lost:
 			return l.err()
 		case <-timer.C:
-			return fmt.Errorf("%w: no answer within %s", errLost, l.timeout)
+			return cmp.Or(err, fmt.Errorf("%w: no answer within %s", errLost, l.timeout))
 		case <-ctx.Done():
 			return interrupted(ctx, "")
 		}

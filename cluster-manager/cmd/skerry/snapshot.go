@@ -51,9 +51,9 @@ func (l *link) retained(ctx context.Context, filters ...string) (*snapshot, erro
 		came := l.take()
 		for _, m := range came {
 			s.add(m)
-		}
-		if s.size > maxQueued {
-			return nil, fmt.Errorf("the broker sent more than %d MiB of statuses", maxQueued>>20)
+			if s.size > maxQueued {
+				return nil, fmt.Errorf("the broker sent more than %d MiB of statuses", maxQueued>>20)
+			}
 		}
 		if s.cluster != nil {
 			return s, nil

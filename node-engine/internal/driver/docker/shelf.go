@@ -61,7 +61,7 @@ func (s *shelf) readLocked() error {
 	}
 	images, err := loadShelf(s.file)
 	switch {
-	case errors.Is(err, errDamaged):
+	case errors.Is(err, errDamaged), errors.Is(err, syscall.EIO), errors.Is(err, syscall.EBADMSG), errors.Is(err, syscall.EUCLEAN): // or the card is
 		aside := s.file + ".damaged"
 		if moved := os.Rename(s.file, aside); moved != nil {
 			s.log.Warn("damaged file stays in its place", "file", s.file, "err", errors.Join(err, moved))
@@ -81,7 +81,7 @@ func (s *shelf) readLocked() error {
 	return nil
 }
 
-// loadShelf returns what a file says; errDamaged where that is nothing, or the card gives nothing.
+// loadShelf returns what a file says; errDamaged where that is nothing.
 func loadShelf(file string) (images map[string]pulled, err error) {
 	info, err := os.Lstat(file)
 	if err != nil {
@@ -96,9 +96,6 @@ func loadShelf(file string) (images map[string]pulled, err error) {
 	}
 	defer f.Close()
 	body, err := io.ReadAll(io.LimitReader(f, maxShelfFile+1))
-	if errors.Is(err, syscall.EIO) {
-		return nil, fmt.Errorf("%w: %w", errDamaged, err)
-	}
 	if err != nil {
 		return nil, err
 	}
