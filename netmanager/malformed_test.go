@@ -26,7 +26,6 @@ import (
 
 // Malformed packets of every kind, from a container and straight into the TUN, cost no other flow an answer, and the containers go on.
 func TestMalformedPackets(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t, 2)
 	client, server := w.nodes[0].Container(), w.nodes[1].Container()
 	web := w.Service("web", server)

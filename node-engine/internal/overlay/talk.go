@@ -185,7 +185,8 @@ type speech struct {
 }
 
 func (m *Member) speak(said *speech, say func(kind messages.Kind, payload any) error) error {
-	s := m.netStatus() // first of all: it looks which services are in use
+	early := m.comesUp() // before anything else: once it is up, the look at the flows is one at what has outlived the process
+	s := m.netStatus()   // it looks which services are in use
 	e := m.endpoints()
 	if text := messages.Encode(&e); !bytes.Equal(text, said.endpoints) {
 		if err := say(messages.NetEndpointsTopic, &e); err != nil {
@@ -193,8 +194,10 @@ func (m *Member) speak(said *speech, say func(kind messages.Kind, payload any) e
 		}
 		said.endpoints = text
 	}
-	if err := m.ask(said, say); err != nil {
-		return err
+	if !early {
+		if err := m.ask(said, say); err != nil {
+			return err
+		}
 	}
 	quiet := time.Since(said.at)
 	if said.at.IsZero() || s.State != said.status.State || s.Reason != said.status.Reason || s.NoNames != said.status.NoNames || s.NoIPv6 != said.status.NoIPv6 || s.NAT != said.status.NAT ||
@@ -207,13 +210,16 @@ func (m *Member) speak(said *speech, say func(kind messages.Kind, payload any) e
 	return nil
 }
 
+// comesUp reports whether the network of before is still coming up. Nothing is asked for until then: its flows say what is in use.
+func (m *Member) comesUp() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.can && !m.known && m.config != nil && len(m.config.Blocks) > 0
+}
+
 // ask sends the interest where it is another, or has to be answered once more.
 func (m *Member) ask(said *speech, say func(kind messages.Kind, payload any) error) error {
 	m.mu.Lock()
-	if m.can && !m.known && m.config != nil && len(m.config.Blocks) > 0 {
-		m.mu.Unlock()
-		return nil // the network of before is coming up, and then the flows say what is in use
-	}
 	m.asked.expire(m.pace.forget)
 	i, again := m.asked.message(m.table, m.book.jobs()), m.asked.again
 	m.mu.Unlock()
