@@ -69,6 +69,8 @@ func TestCutOff(t *testing.T) {
 	for text, want := range map[string]bool{
 		"--- FAIL: FuzzX (60.00s)\n    context deadline exceeded\n":                                                               true,
 		"--- FAIL: FuzzX (1.00s)\n    x_test.go:1: context deadline exceeded\n    Failing input written to testdata/fuzz/FuzzX/1": false,
+		"--- FAIL: FuzzX (0.00s)\n    --- FAIL: FuzzX/odd (0.00s)\n        x_test.go:1: context deadline exceeded\n":              false,
+		"--- FAIL: FuzzX (0.00s)\n    x_test.go:1: context deadline exceeded\n":                                                   false,
 		"panic: oh": false,
 	} {
 		if got := cutOff(text); got != want {
