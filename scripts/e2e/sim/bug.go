@@ -32,7 +32,7 @@ const (
 	IgnoresRev Bug = "a node ignores rev"
 	// IgnoresSeq: the manager believes whatever came last.
 	IgnoresSeq Bug = "the manager ignores seq"
-	// WritesLate: an engine's disk says that a write is durable a moment too early, which only a crash at that moment shows.
+	// WritesLate: an engine's disk says that a write is durable a moment too early, which a crash shows.
 	WritesLate Bug = "a node's disk writes a moment late"
 )
 
