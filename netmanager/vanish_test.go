@@ -73,8 +73,9 @@ func TestPeerVanishes(t *testing.T) {
 		t.Errorf("in %d of %d rounds 99 of 100 requests take no more than twice as long as before", held, rounds)
 	}
 	still := echoed.Load()
-	if late := still - stopped; stopped == 0 || late > 100 {
-		t.Errorf("the frozen peer answered %d times before, %d times after", stopped, late)
+	underWay := 100 + 2*own.Milliseconds() // a byte a millisecond, and on a busy machine an answer takes hundreds of those
+	if late := still - stopped; stopped == 0 || late > underWay {
+		t.Errorf("the frozen peer answered %d times before, %d times after: want %d at most", stopped, late, underWay)
 	}
 	thaw()
 	labtest.Eventually(t, soon, "answers once the peer is back", func() bool { return echoed.Load() > still+100 })
